@@ -65,14 +65,21 @@ qwen_bytes_free(qwen_bytes *b)
 	memset(b, 0, sizeof(*b));
 }
 
+/* Makes room for `total` ids in all. */
+bool
+qwen_ids_reserve(qwen_ids *ids, size_t total)
+{
+	void	   *p = ids->data;
+	bool		ok = grow(&p, &ids->cap, total, sizeof(int32_t));
+
+	ids->data = p;
+	return ok;
+}
+
 bool
 qwen_ids_append(qwen_ids *ids, const int32_t *data, size_t len)
 {
-	void	   *p = ids->data;
-	bool		ok = len <= SIZE_MAX - ids->len && grow(&p, &ids->cap, ids->len + len, sizeof(int32_t));
-
-	ids->data = p;
-	if (!ok)
+	if (len > SIZE_MAX - ids->len || !qwen_ids_reserve(ids, ids->len + len))
 		return false;
 	if (len)
 		memcpy(ids->data + ids->len, data, len * sizeof(int32_t));

@@ -32,6 +32,7 @@ bool		qwen_bytes_append(qwen_bytes *b, const void *data, size_t len);
 bool		qwen_bytes_append_str(qwen_bytes *b, const char *s);
 void		qwen_bytes_free(qwen_bytes *b);
 
+bool		qwen_ids_reserve(qwen_ids *ids, size_t total);
 bool		qwen_ids_append(qwen_ids *ids, const int32_t *data, size_t len);
 bool		qwen_ids_push(qwen_ids *ids, int32_t id);
 void		qwen_ids_free(qwen_ids *ids);

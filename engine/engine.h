@@ -50,6 +50,7 @@ typedef struct qwen_events
 	void		(*done) (void *arg, uint64_t id, const qwen_done *done, const int32_t *ids, size_t n_ids);
 	void		(*failed) (void *arg, uint64_t id, const qwen_error *err);
 	void	   *arg;
+	uint64_t	window;			/* unread bytes of DATA records allowed per sequence, 0 = no limit */
 } qwen_events;
 
 qwen_status qwen_engine_open(const qwen_model_options *options, qwen_progress_fn progress, void *arg,
@@ -68,6 +69,8 @@ int			qwen_sequence_prompt_tokens(const qwen_sequence *seq);
 void		qwen_engine_submit(qwen_engine *engine, qwen_sequence *seq);
 void		qwen_engine_cancel(qwen_engine *engine, uint64_t id);
 void		qwen_engine_credit(qwen_engine *engine, uint64_t id, uint64_t consumed);
+/* Whether nothing waits, runs or is being delivered. */
+bool		qwen_engine_idle(const qwen_engine *engine);
 
 /* Runs one forward pass if any sequence can go on; *ran says whether. Fails only when the device has failed. */
 qwen_status qwen_engine_step(qwen_engine *engine, bool *ran, qwen_error *err);

@@ -14,7 +14,7 @@
  *	worker -> engine
  *		REQUEST		id		a request (below)
  *		CANCEL		id		forget it; no more frames for this id will be read
- *		CREDIT		id		uint64: bytes of DATA payload consumed so far in all
+ *		CREDIT		id		uint64: bytes of DATA records (qwen_record + payload) consumed since REQUEST
  *		SHUTDOWN	0		finish what runs, then exit 0
  *
  *	engine -> worker
@@ -25,15 +25,16 @@
  *		DONE		id		qwen_done: the answer is complete
  *		ERROR		id		qwen_wire_error: the request failed; nothing follows
  *
- * Flow control.  Per request at most QWEN_WINDOW bytes of reply records may be unread
- * (sent by the engine, not yet credited).  A streaming sequence whose window
- * is full is not scheduled until a CREDIT comes; the socket itself is
+ * Flow control.  Per request at most QWEN_WINDOW bytes of DATA records may be
+ * unread (sent by the engine, not yet credited).  A streaming sequence whose
+ * window is full is not scheduled until a CREDIT comes; the socket itself is
  * therefore always drained by the worker and one slow reader stops nobody.
  *
  * A request that is sent again after an engine's death carries in `skip` the
- * number of DATA bytes that have reached the backend already; the new engine
- * makes the same answer (greedy, or seeded: the backend always sends a seed)
- * and leaves out that many bytes.
+ * number of DATA payload bytes that the backend has read already; records
+ * that it has not read are dropped by the worker, and both sides count the
+ * window from zero again.  The new engine makes the same answer (greedy, or
+ * seeded: the backend always sends a seed) and leaves out that many bytes.
  */
 #ifndef QWEN_PROTOCOL_H
 #define QWEN_PROTOCOL_H
