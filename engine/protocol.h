@@ -106,6 +106,7 @@ typedef enum qwen_field_tag
 
 /* Not given: the model's generation_config, then the built-in default, decides. */
 #define QWEN_UNSET_INT INT32_MIN
+#define QWEN_UNSET_FLOAT ((float) __builtin_nan(""))
 static inline bool qwen_is_unset(float x) { return x != x; }	/* NaN */
 
 /* A request: this header, then n_fields fields, each {uint32 tag, uint32 length} and its bytes. */
