@@ -11,8 +11,8 @@
 static bool
 grow(void **data, size_t *cap, size_t need, size_t size)
 {
-	size_t		n = *cap ? *cap : 64;
-	void	   *p;
+	size_t n = *cap ? *cap : 64;
+	void *p;
 
 	if (need <= *cap)
 		return true;
@@ -33,8 +33,8 @@ grow(void **data, size_t *cap, size_t need, size_t size)
 bool
 qwen_bytes_reserve(qwen_bytes *b, size_t more)
 {
-	void	   *p = b->data;
-	bool		ok = more < SIZE_MAX - b->len && grow(&p, &b->cap, b->len + more + 1, 1);
+	void *p = b->data;
+	bool ok = more < SIZE_MAX - b->len && grow(&p, &b->cap, b->len + more + 1, 1);
 
 	b->data = p;
 	return ok;
@@ -69,8 +69,8 @@ qwen_bytes_free(qwen_bytes *b)
 bool
 qwen_ids_reserve(qwen_ids *ids, size_t total)
 {
-	void	   *p = ids->data;
-	bool		ok = grow(&p, &ids->cap, total, sizeof(int32_t));
+	void *p = ids->data;
+	bool ok = grow(&p, &ids->cap, total, sizeof(int32_t));
 
 	ids->data = p;
 	return ok;

@@ -15,26 +15,26 @@
 
 typedef struct qwen_bytes
 {
-	char	   *data;			/* NUL-terminated once anything was appended */
-	size_t		len;			/* without the terminator */
-	size_t		cap;
+	char *data; /* NUL-terminated once anything was appended */
+	size_t len; /* without the terminator */
+	size_t cap;
 } qwen_bytes;
 
 typedef struct qwen_ids
 {
-	int32_t    *data;
-	size_t		len;
-	size_t		cap;
+	int32_t *data;
+	size_t len;
+	size_t cap;
 } qwen_ids;
 
-bool		qwen_bytes_reserve(qwen_bytes *b, size_t more);
-bool		qwen_bytes_append(qwen_bytes *b, const void *data, size_t len);
-bool		qwen_bytes_append_str(qwen_bytes *b, const char *s);
-void		qwen_bytes_free(qwen_bytes *b);
+bool qwen_bytes_reserve(qwen_bytes *b, size_t more);
+bool qwen_bytes_append(qwen_bytes *b, const void *data, size_t len);
+bool qwen_bytes_append_str(qwen_bytes *b, const char *s);
+void qwen_bytes_free(qwen_bytes *b);
 
-bool		qwen_ids_reserve(qwen_ids *ids, size_t total);
-bool		qwen_ids_append(qwen_ids *ids, const int32_t *data, size_t len);
-bool		qwen_ids_push(qwen_ids *ids, int32_t id);
-void		qwen_ids_free(qwen_ids *ids);
+bool qwen_ids_reserve(qwen_ids *ids, size_t total);
+bool qwen_ids_append(qwen_ids *ids, const int32_t *data, size_t len);
+bool qwen_ids_push(qwen_ids *ids, int32_t id);
+void qwen_ids_free(qwen_ids *ids);
 
 #endif

@@ -29,7 +29,7 @@ typedef struct model_numbers
 typedef struct option_list
 {
 	qwen_cli_option items[MAX_OPTIONS];
-	int			n;
+	int n;
 } option_list;
 
 static void
@@ -63,7 +63,7 @@ print_help(const char *command, const char *usage, const option_list *list, bool
 	for (int i = 0; i < list->n; i++)
 	{
 		const qwen_cli_option *o = &list->items[i];
-		char		left[64];
+		char left[64];
 
 		snprintf(left, sizeof(left), "%s%c%s--%s%s%s", o->letter ? "-" : "  ", o->letter ? o->letter : ' ',
 				 o->letter ? ", " : " ", o->name, o->arg ? " " : "", o->arg ? o->arg : "");
@@ -89,24 +89,23 @@ static int
 scan_options(int argc, char **argv, const option_list *list, bool *help)
 {
 	struct option longs[MAX_OPTIONS + 2] = {0};
-	char		shorts[2 * MAX_OPTIONS + 2] = "";
-	int			found,
-				index = 0;
+	char shorts[2 * MAX_OPTIONS + 2] = "";
+	int found, index = 0;
 
 	for (int i = 0; i < list->n; i++)
 	{
 		const qwen_cli_option *o = &list->items[i];
-		size_t		n = strlen(shorts);
+		size_t n = strlen(shorts);
 
-		longs[i] = (struct option) {o->name, o->text ? required_argument : no_argument, NULL, 256 + i};
+		longs[i] = (struct option){o->name, o->text ? required_argument : no_argument, NULL, 256 + i};
 		if (o->letter)
 			snprintf(shorts + n, sizeof(shorts) - n, "%c%s", o->letter, o->text ? ":" : "");
 	}
-	longs[list->n] = (struct option) {"help", no_argument, NULL, 255};
+	longs[list->n] = (struct option){"help", no_argument, NULL, 255};
 
 	while ((found = getopt_long(argc, argv, shorts, longs, &index)) != -1)
 	{
-		int			i;
+		int i;
 
 		if (found == '?')
 			return 2;
@@ -129,14 +128,15 @@ scan_options(int argc, char **argv, const option_list *list, bool *help)
 bool
 qwen_cli_int(const char *option, const char *text, long min, long max, int *out)
 {
-	char	   *end;
-	long		value;
+	char *end;
+	long value;
 
 	errno = 0;
 	value = strtol(text, &end, 10);
 	if (errno || end == text || *end || value < min || value > max)
 	{
-		fprintf(stderr, "qwen-engine: --%s must be a whole number from %ld to %ld, not \"%s\"\n", option, min, max, text);
+		fprintf(stderr, "qwen-engine: --%s must be a whole number from %ld to %ld, not \"%s\"\n", option, min, max,
+				text);
 		return false;
 	}
 	*out = (int) value;
@@ -148,10 +148,10 @@ static bool
 parse_size(const char *option, const char *text, size_t *out)
 {
 	static const char units[] = "BKMGT";
-	char	   *end;
-	double		value;
+	char *end;
+	double value;
 	const char *unit;
-	int			power = 0;
+	int power = 0;
 
 	errno = 0;
 	value = strtod(text, &end);
@@ -181,27 +181,26 @@ static bool
 check_numbers(const model_numbers *numbers, qwen_model_options *model)
 {
 	return (!numbers->threads || qwen_cli_int("threads", numbers->threads, 0, 1024, &model->threads)) &&
-		(!numbers->max_model_len ||
-		 qwen_cli_int("max-model-len", numbers->max_model_len, 0, 1 << 24, &model->max_model_len)) &&
-		(!numbers->max_sequences ||
-		 qwen_cli_int("max-sequences", numbers->max_sequences, 1, 1 << 16, &model->max_sequences)) &&
-		(!numbers->kv_memory || !strcmp(numbers->kv_memory, "auto") ||
-		 parse_size("kv-memory", numbers->kv_memory, &model->kv_memory));
+		   (!numbers->max_model_len ||
+			qwen_cli_int("max-model-len", numbers->max_model_len, 0, 1 << 24, &model->max_model_len)) &&
+		   (!numbers->max_sequences ||
+			qwen_cli_int("max-sequences", numbers->max_sequences, 1, 1 << 16, &model->max_sequences)) &&
+		   (!numbers->kv_memory || !strcmp(numbers->kv_memory, "auto") ||
+			parse_size("kv-memory", numbers->kv_memory, &model->kv_memory));
 }
 
 int
-qwen_cli_parse(int argc, char **argv, const char *usage, const qwen_cli_option *options,
-			   qwen_model_options *model, bool weights, const char **file)
+qwen_cli_parse(int argc, char **argv, const char *usage, const qwen_cli_option *options, qwen_model_options *model,
+			   bool weights, const char **file)
 {
 	option_list list = {0};
 	model_numbers numbers = {0};
-	bool		help = false;
+	bool help = false;
 	const qwen_cli_option path[] = {{"model", 'm', "MODEL", "model folder", &model->path, NULL}, {NULL}};
-	int			rc;
+	int rc;
 
-	*model = (qwen_model_options) {
-		.device_map = "auto", .kernels = "auto", .dtype = "auto", .max_sequences = 256, .step_tokens = 512
-	};
+	*model = (qwen_model_options){
+		.device_map = "auto", .kernels = "auto", .dtype = "auto", .max_sequences = 256, .step_tokens = 512};
 	add_options(&list, path);
 	if (weights)
 		add_model_options(&list, model, &numbers);
@@ -257,10 +256,10 @@ qwen_cli_print(const json_t *value)
 static void
 run_line(const char *line, size_t len, qwen_cli_line_fn fn, void *arg)
 {
-	qwen_error	err = {0};
+	qwen_error err = {0};
 	json_error_t where;
-	json_t	   *in = json_loadb(line, len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &where);
-	json_t	   *out = NULL;
+	json_t *in = json_loadb(line, len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &where);
+	json_t *out = NULL;
 
 	if (!in)
 		qwen_fail(&err, QWEN_INVALID, "line is not valid JSON: %.200s", where.text);
@@ -276,10 +275,10 @@ run_line(const char *line, size_t len, qwen_cli_line_fn fn, void *arg)
 int
 qwen_cli_lines(const char *file, qwen_cli_line_fn fn, void *arg)
 {
-	FILE	   *in = file ? fopen(file, "r") : stdin;
-	char	   *line = NULL;
-	size_t		cap = 0;
-	ssize_t		len;
+	FILE *in = file ? fopen(file, "r") : stdin;
+	char *line = NULL;
+	size_t cap = 0;
+	ssize_t len;
 
 	if (!in)
 	{
@@ -298,8 +297,8 @@ qwen_cli_lines(const char *file, qwen_cli_line_fn fn, void *arg)
 void
 qwen_cli_progress(void *arg, uint64_t done, uint64_t total)
 {
-	static int	shown = -1;
-	int			percent = total ? (int) (100.0 * (double) done / (double) total) : 100;
+	static int shown = -1;
+	int percent = total ? (int) (100.0 * (double) done / (double) total) : 100;
 
 	if (!isatty(STDERR_FILENO) || percent == shown)
 		return;

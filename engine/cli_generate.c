@@ -14,26 +14,27 @@
 #include "engine.h"
 
 static const char usage[] =
-"Reads one JSON object a line: {\"prompt\": text} (chat template applied), {\"complete\": text} (raw),\n"
-"{\"messages\": [...]} or {\"ids\": [...]}, with options by their SQL names (max_tokens, temperature, top_p, top_k,\n"
-"min_p, seed, stop, system, thinking, penalties, ignore_eos). Prints one object a line, in the same order.\n"
-"With -p, answers one prompt and prints the answer as it is decoded.";
+	"Reads one JSON object a line: {\"prompt\": text} (chat template applied), {\"complete\": text} (raw),\n"
+	"{\"messages\": [...]} or {\"ids\": [...]}, with options by their SQL names (max_tokens, temperature, top_p, "
+	"top_k,\n"
+	"min_p, seed, stop, system, thinking, penalties, ignore_eos). Prints one object a line, in the same order.\n"
+	"With -p, answers one prompt and prints the answer as it is decoded.";
 
 /* One line's request and, when it is there, what will be printed for it. */
 typedef struct answer
 {
-	qwen_bytes	text;
-	json_t	   *out;
-	bool		is_chat;
+	qwen_bytes text;
+	json_t *out;
+	bool is_chat;
 } answer;
 
 typedef struct run
 {
 	qwen_engine *engine;
-	answer	   *answers;		/* [n]; the request's id is its index + 1 */
-	size_t		n;
-	size_t		cap;
-	size_t		printed;
+	answer *answers; /* [n]; the request's id is its index + 1 */
+	size_t n;
+	size_t cap;
+	size_t printed;
 } run;
 
 /* ---- one line -> qwen_request ---- */
@@ -42,9 +43,9 @@ typedef struct run
 typedef struct line_request
 {
 	qwen_request request;
-	int32_t    *ids;
+	int32_t *ids;
 	const char **stop;
-	size_t	   *stop_len;
+	size_t *stop_len;
 } line_request;
 
 /* Reads a number into *out; a missing or null key leaves it. */
@@ -73,7 +74,8 @@ read_int(const json_t *line, const char *key, int64_t min, int64_t max, int64_t 
 		return true;
 	if (!json_is_integer(v) || json_integer_value(v) < min || json_integer_value(v) > max)
 	{
-		qwen_fail(err, QWEN_INVALID, "%s must be a whole number from %lld to %lld", key, (long long) min, (long long) max);
+		qwen_fail(err, QWEN_INVALID, "%s must be a whole number from %lld to %lld", key, (long long) min,
+				  (long long) max);
 		return false;
 	}
 	*out = json_integer_value(v);
@@ -99,15 +101,15 @@ read_flag(const json_t *line, const char *key, uint32_t flag, uint32_t *flags, q
 static bool
 read_numbers(const json_t *line, qwen_request_header *h, qwen_error *err)
 {
-	int64_t		max_tokens = 512,
-				top_k = QWEN_UNSET_INT,
-				seed = 0;
+	int64_t max_tokens = 512, top_k = QWEN_UNSET_INT, seed = 0;
 
-	*h = (qwen_request_header) {
-		.protocol = QWEN_PROTOCOL, .temperature = 0, .top_p = QWEN_UNSET_FLOAT, .min_p = QWEN_UNSET_FLOAT,
-		.presence_penalty = QWEN_UNSET_FLOAT, .frequency_penalty = QWEN_UNSET_FLOAT,
-		.repetition_penalty = QWEN_UNSET_FLOAT
-	};
+	*h = (qwen_request_header){.protocol = QWEN_PROTOCOL,
+							   .temperature = 0,
+							   .top_p = QWEN_UNSET_FLOAT,
+							   .min_p = QWEN_UNSET_FLOAT,
+							   .presence_penalty = QWEN_UNSET_FLOAT,
+							   .frequency_penalty = QWEN_UNSET_FLOAT,
+							   .repetition_penalty = QWEN_UNSET_FLOAT};
 	if (!read_float(line, "temperature", &h->temperature, err) || !read_float(line, "top_p", &h->top_p, err) ||
 		!read_float(line, "min_p", &h->min_p, err) ||
 		!read_float(line, "presence_penalty", &h->presence_penalty, err) ||
@@ -148,7 +150,7 @@ read_text(const json_t *line, const char *key, const char **text, size_t *len, q
 static bool
 read_ids(const json_t *v, line_request *r, qwen_error *err)
 {
-	size_t		n = json_array_size(v);
+	size_t n = json_array_size(v);
 
 	r->ids = malloc(n * sizeof(int32_t) + 1);
 	if (!r->ids)
@@ -171,7 +173,7 @@ static bool
 read_stops(const json_t *line, line_request *r, qwen_error *err)
 {
 	const json_t *v = json_object_get(line, "stop");
-	size_t		n = json_is_array(v) ? json_array_size(v) : 1;
+	size_t n = json_is_array(v) ? json_array_size(v) : 1;
 
 	if (!v || json_is_null(v))
 		return true;
@@ -234,10 +236,11 @@ read_request(const json_t *line, uint64_t id, line_request *r, qwen_error *err)
 	if (!json_is_object(line))
 		return qwen_fail(err, QWEN_INVALID, "line must be a JSON object") == QWEN_OK;
 	if (schema && !json_is_null(schema))
-		return qwen_fail(err, QWEN_UNSUPPORTED, "answers under a JSON schema are not available in this version") == QWEN_OK;
+		return qwen_fail(err, QWEN_UNSUPPORTED, "answers under a JSON schema are not available in this version") ==
+			   QWEN_OK;
 	r->request.id = id;
 	return read_numbers(line, &r->request.head, err) && read_subject(line, r, err) &&
-		read_text(line, "system", &r->request.system, &r->request.system_len, err) && read_stops(line, r, err);
+		   read_text(line, "system", &r->request.system, &r->request.system_len, err) && read_stops(line, r, err);
 }
 
 /* ---- events ---- */
@@ -247,7 +250,7 @@ print_ready(run *r)
 {
 	while (r->printed < r->n && r->answers[r->printed].out)
 	{
-		answer	   *a = &r->answers[r->printed++];
+		answer *a = &r->answers[r->printed++];
 
 		qwen_cli_print(a->out);
 		json_decref(a->out);
@@ -258,7 +261,7 @@ print_ready(run *r)
 static void
 on_data(void *arg, uint64_t id, const char *data, size_t len)
 {
-	run		   *r = arg;
+	run *r = arg;
 
 	qwen_bytes_append(&r->answers[id - 1].text, data, len);
 }
@@ -266,10 +269,10 @@ on_data(void *arg, uint64_t id, const char *data, size_t len)
 static void
 on_done(void *arg, uint64_t id, const qwen_done *done, const int32_t *ids, size_t n_ids)
 {
-	run		   *r = arg;
-	answer	   *a = &r->answers[id - 1];
-	json_t	   *list = json_array();
-	json_t	   *text = json_null();
+	run *r = arg;
+	answer *a = &r->answers[id - 1];
+	json_t *list = json_array();
+	json_t *text = json_null();
 
 	for (size_t i = 0; i < n_ids; i++)
 		json_array_append_new(list, json_integer(ids[i]));
@@ -287,7 +290,7 @@ on_done(void *arg, uint64_t id, const qwen_done *done, const int32_t *ids, size_
 static void
 on_failed(void *arg, uint64_t id, const qwen_error *err)
 {
-	run		   *r = arg;
+	run *r = arg;
 
 	r->answers[id - 1].out = qwen_cli_error_object(err);
 	print_ready(r);
@@ -300,15 +303,15 @@ add_answer(run *r)
 {
 	if (r->n == r->cap)
 	{
-		size_t		cap = r->cap ? 2 * r->cap : 64;
-		answer	   *more = realloc(r->answers, cap * sizeof(*more));
+		size_t cap = r->cap ? 2 * r->cap : 64;
+		answer *more = realloc(r->answers, cap * sizeof(*more));
 
 		if (!more)
 			return false;
 		r->answers = more;
 		r->cap = cap;
 	}
-	r->answers[r->n++] = (answer) {0};
+	r->answers[r->n++] = (answer){0};
 	return true;
 }
 
@@ -317,9 +320,9 @@ static void
 submit_line(run *r, const char *text, size_t len)
 {
 	line_request lr = {0};
-	qwen_error	err = {0};
+	qwen_error err = {0};
 	json_error_t where;
-	json_t	   *line = json_loadb(text, len, JSON_ALLOW_NUL, &where);
+	json_t *line = json_loadb(text, len, JSON_ALLOW_NUL, &where);
 	qwen_sequence *seq;
 
 	if (!line)
@@ -341,12 +344,12 @@ submit_line(run *r, const char *text, size_t len)
 static int
 run_lines(run *r, const char *file)
 {
-	FILE	   *in = file ? fopen(file, "r") : stdin;
-	char	   *line = NULL;
-	size_t		cap = 0;
-	ssize_t		len;
-	bool		ran = true;
-	qwen_error	err = {0};
+	FILE *in = file ? fopen(file, "r") : stdin;
+	char *line = NULL;
+	size_t cap = 0;
+	ssize_t len;
+	bool ran = true;
+	qwen_error err = {0};
 
 	if (!in)
 	{
@@ -392,20 +395,23 @@ on_error(void *arg, uint64_t id, const qwen_error *err)
 static int
 run_prompt(qwen_engine *engine, const char *prompt)
 {
-	int			rc = 0;
-	bool		ran = true;
-	qwen_error	err = {0};
+	int rc = 0;
+	bool ran = true;
+	qwen_error err = {0};
 	qwen_sequence *seq;
-	qwen_request request = {
-		.id = 1,
-		.head = {
-			.protocol = QWEN_PROTOCOL, .kind = QWEN_KIND_GENERATE, .flags = QWEN_FLAG_STREAM, .max_tokens = 512,
-			.top_k = QWEN_UNSET_INT, .top_p = QWEN_UNSET_FLOAT, .min_p = QWEN_UNSET_FLOAT,
-			.presence_penalty = QWEN_UNSET_FLOAT, .frequency_penalty = QWEN_UNSET_FLOAT,
-			.repetition_penalty = QWEN_UNSET_FLOAT
-		},
-		.prompt = prompt, .prompt_len = strlen(prompt)
-	};
+	qwen_request request = {.id = 1,
+							.head = {.protocol = QWEN_PROTOCOL,
+									 .kind = QWEN_KIND_GENERATE,
+									 .flags = QWEN_FLAG_STREAM,
+									 .max_tokens = 512,
+									 .top_k = QWEN_UNSET_INT,
+									 .top_p = QWEN_UNSET_FLOAT,
+									 .min_p = QWEN_UNSET_FLOAT,
+									 .presence_penalty = QWEN_UNSET_FLOAT,
+									 .frequency_penalty = QWEN_UNSET_FLOAT,
+									 .repetition_penalty = QWEN_UNSET_FLOAT},
+							.prompt = prompt,
+							.prompt_len = strlen(prompt)};
 	qwen_events events = {.data = on_piece, .done = on_end, .failed = on_error, .arg = &rc};
 
 	qwen_engine_set_events(engine, &events);
@@ -421,12 +427,11 @@ run_prompt(qwen_engine *engine, const char *prompt)
 int
 qwen_cmd_generate(int argc, char **argv)
 {
-	const char *prompt = NULL,
-			   *file = NULL;
+	const char *prompt = NULL, *file = NULL;
 	qwen_model_options model;
-	qwen_error	err;
-	run			r = {0};
-	int			rc;
+	qwen_error err;
+	run r = {0};
+	int rc;
 	const qwen_cli_option options[] = {
 		{"prompt", 'p', "TEXT", "answer this prompt and print the answer as it is decoded", &prompt, NULL},
 		{NULL},

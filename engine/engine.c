@@ -24,11 +24,10 @@ qwen_engine_open(const qwen_model_options *options, qwen_progress_fn progress, v
 {
 	qwen_engine *e = calloc(1, sizeof(*e));
 	qwen_model_options opts = *options;
-	size_t		vocab,
-				rows;
+	size_t vocab, rows;
 
 	*out = NULL;
-	*err = (qwen_error) {0};
+	*err = (qwen_error){0};
 	if (!e)
 		return qwen_fail_memory(err, sizeof(*e));
 	if (opts.step_tokens < opts.max_sequences)
@@ -77,7 +76,7 @@ open_tokenizer(qwen_engine *e, const char *path, qwen_error *err)
 	{
 		if (err->status != QWEN_NOT_FOUND)
 			return err->status;
-		*err = (qwen_error) {0};
+		*err = (qwen_error){0};
 		return QWEN_OK;
 	}
 	return qwen_chat_detect(path, &e->chat_format, err);
@@ -87,8 +86,8 @@ open_tokenizer(qwen_engine *e, const char *path, qwen_error *err)
 static bool
 mark_allowed(qwen_engine *e)
 {
-	int32_t		vocab = qwen_model_config(e->model)->vocab_size;
-	size_t		len;
+	int32_t vocab = qwen_model_config(e->model)->vocab_size;
+	size_t len;
 
 	if (!e->tokenizer)
 		return true;
@@ -104,7 +103,7 @@ static void
 collect_eos(qwen_engine *e)
 {
 	const qwen_config *config = qwen_model_config(e->model);
-	int32_t		own = e->tokenizer ? qwen_tokenizer_eos(e->tokenizer) : -1;
+	int32_t own = e->tokenizer ? qwen_tokenizer_eos(e->tokenizer) : -1;
 
 	memcpy(e->eos, config->eos, (size_t) config->n_eos * sizeof(int32_t));
 	e->n_eos = config->n_eos;
@@ -170,8 +169,8 @@ qwen_status
 qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 {
 	qwen_scheduler *s = &e->scheduler;
-	size_t		vocab = (size_t) qwen_model_config(e->model)->vocab_size;
-	size_t		row = 0;
+	size_t vocab = (size_t) qwen_model_config(e->model)->vocab_size;
+	size_t row = 0;
 
 	*ran = qwen_scheduler_build(s);
 	if (!*ran)
@@ -203,20 +202,20 @@ is_eos(const qwen_engine *e, int32_t id)
 static void
 advance(qwen_engine *e, qwen_sequence *seq, float *logits)
 {
-	int32_t		id = qwen_sample(e->sampler, &seq->sampling, logits, seq->tokens.data, (int32_t) seq->tokens.len,
-								 seq->n_prompt);
-	bool		stopped = false;
+	int32_t id =
+		qwen_sample(e->sampler, &seq->sampling, logits, seq->tokens.data, (int32_t) seq->tokens.len, seq->n_prompt);
+	bool stopped = false;
 
 	if (is_eos(e, id) && !(seq->flags & QWEN_FLAG_IGNORE_EOS))
 	{
 		finish(e, seq, QWEN_FINISH_STOP, false);
 		return;
 	}
-	seq->tokens.data[seq->tokens.len++] = id;	/* room was reserved by prepare */
+	seq->tokens.data[seq->tokens.len++] = id; /* room was reserved by prepare */
 	seq->done.output_tokens++;
 	if (e->tokenizer && !qwen_output_push(&seq->out, e->tokenizer, id, &stopped))
 	{
-		qwen_error	err;
+		qwen_error err;
 
 		qwen_fail_memory(&err, seq->out.ready.len);
 		fail(e, seq, &err);
@@ -233,12 +232,12 @@ advance(qwen_engine *e, qwen_sequence *seq, float *logits)
 static qwen_status
 make_message(qwen_sequence *seq, qwen_error *err)
 {
-	qwen_bytes	text = seq->out.ready;
-	json_t	   *message;
-	char	   *dump;
-	bool		ok;
+	qwen_bytes text = seq->out.ready;
+	json_t *message;
+	char *dump;
+	bool ok;
 
-	seq->out.ready = (qwen_bytes) {0};
+	seq->out.ready = (qwen_bytes){0};
 	seq->out.skip = seq->message_skip;
 	if (qwen_chat_parse(text.data ? text.data : "", text.len, seq->out.in_thinking, &message, err) != QWEN_OK)
 	{
@@ -257,8 +256,8 @@ make_message(qwen_sequence *seq, qwen_error *err)
 static void
 finish(qwen_engine *e, qwen_sequence *seq, qwen_finish_reason reason, bool stopped)
 {
-	qwen_error	err = {0};
-	uint64_t	now = qwen_now_us();
+	qwen_error err = {0};
+	uint64_t now = qwen_now_us();
 
 	qwen_scheduler_finish(&e->scheduler, seq);
 	seq->done.finish_reason = reason;
@@ -299,17 +298,15 @@ qwen_engine_heartbeat(const qwen_engine *e, qwen_heartbeat *out)
 {
 	const qwen_scheduler *s = &e->scheduler;
 
-	*out = (qwen_heartbeat) {
-		.steps = e->steps,
-		.running = s->n_running,
-		.waiting = qwen_scheduler_waiting(s),
-		.kv_blocks_used = s->pool.n_blocks - s->pool.n_free,
-		.kv_blocks = s->pool.n_blocks
-	};
+	*out = (qwen_heartbeat){.steps = e->steps,
+							.running = s->n_running,
+							.waiting = qwen_scheduler_waiting(s),
+							.kv_blocks_used = s->pool.n_blocks - s->pool.n_free,
+							.kv_blocks = s->pool.n_blocks};
 }
 
 void
-qwen_engine_each(const qwen_engine *e, void (*fn) (void *arg, uint64_t id, const qwen_progress *progress), void *arg)
+qwen_engine_each(const qwen_engine *e, void (*fn)(void *arg, uint64_t id, const qwen_progress *progress), void *arg)
 {
 	for (int32_t i = 0; i < e->scheduler.n_running; i++)
 	{

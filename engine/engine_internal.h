@@ -13,18 +13,18 @@ struct qwen_engine
 {
 	/* constant after loading; any thread reads them */
 	qwen_model *model;
-	qwen_tokenizer *tokenizer;	/* NULL: the folder has none */
+	qwen_tokenizer *tokenizer; /* NULL: the folder has none */
 	qwen_chat_format chat_format;
-	bool	   *allowed;		/* [vocab_size] ids that have a token; NULL: all */
-	int32_t		eos[QWEN_MAX_EOS + 1];	/* the union of all sources */
-	int32_t		n_eos;
+	bool *allowed;                 /* [vocab_size] ids that have a token; NULL: all */
+	int32_t eos[QWEN_MAX_EOS + 1]; /* the union of all sources */
+	int32_t n_eos;
 
 	/* of the stepping thread */
 	qwen_events events;
 	qwen_sampler *sampler;
 	qwen_scheduler scheduler;
-	float	   *logits;			/* [max_sequences, vocab_size] */
-	uint64_t	steps;
+	float *logits; /* [max_sequences, vocab_size] */
+	uint64_t steps;
 };
 
 #endif

@@ -9,7 +9,7 @@
 qwen_status
 qwen_fail(qwen_error *err, qwen_status status, const char *fmt, ...)
 {
-	va_list		ap;
+	va_list ap;
 
 	err->status = status;
 	err->detail[0] = err->hint[0] = '\0';
@@ -22,7 +22,7 @@ qwen_fail(qwen_error *err, qwen_status status, const char *fmt, ...)
 qwen_status
 qwen_fail_detail(qwen_error *err, const char *fmt, ...)
 {
-	va_list		ap;
+	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(err->detail, sizeof(err->detail), fmt, ap);
@@ -33,7 +33,7 @@ qwen_fail_detail(qwen_error *err, const char *fmt, ...)
 qwen_status
 qwen_fail_hint(qwen_error *err, const char *fmt, ...)
 {
-	va_list		ap;
+	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(err->hint, sizeof(err->hint), fmt, ap);
@@ -52,18 +52,10 @@ const char *
 qwen_sqlstate(qwen_status status)
 {
 	static const char *const codes[] = {
-		[QWEN_OK] = "00000",
-		[QWEN_INVALID] = "22023",
-		[QWEN_INCOMPLETE] = "22000",
-		[QWEN_TOO_LONG] = "54000",
-		[QWEN_UNSUPPORTED] = "0A000",
-		[QWEN_NOT_READY] = "55000",
-		[QWEN_RESOURCES] = "53000",
-		[QWEN_NO_MEMORY] = "53200",
-		[QWEN_CANCELED] = "57014",
-		[QWEN_NOT_FOUND] = "58P01",
-		[QWEN_IO] = "58030",
-		[QWEN_CORRUPT] = "XX001",
+		[QWEN_OK] = "00000",        [QWEN_INVALID] = "22023",     [QWEN_INCOMPLETE] = "22000",
+		[QWEN_TOO_LONG] = "54000",  [QWEN_UNSUPPORTED] = "0A000", [QWEN_NOT_READY] = "55000",
+		[QWEN_RESOURCES] = "53000", [QWEN_NO_MEMORY] = "53200",   [QWEN_CANCELED] = "57014",
+		[QWEN_NOT_FOUND] = "58P01", [QWEN_IO] = "58030",          [QWEN_CORRUPT] = "XX001",
 		[QWEN_INTERNAL] = "XX000",
 	};
 

@@ -11,9 +11,9 @@
 static const struct
 {
 	const char *name;
-	int			(*run) (int argc, char **argv);
+	int (*run)(int argc, char **argv);
 	const char *help;
-}			commands[] = {
+} commands[] = {
 	{"generate", qwen_cmd_generate, "answer prompts, many at a time"},
 	{"bench", qwen_cmd_bench, "measure prefill, decode and batched decode"},
 	{"probe", qwen_cmd_probe, "show what this machine gives"},

@@ -20,14 +20,13 @@ static bool release(qwen_output *out, size_t n);
 bool
 qwen_output_push(qwen_output *out, const qwen_tokenizer *tok, int32_t id, bool *stopped)
 {
-	qwen_bytes	text = {0},
-				answer = {0};
-	bool		ok = qwen_detokenizer_push(&out->decoder, tok, id, true, &text);
+	qwen_bytes text = {0}, answer = {0};
+	bool ok = qwen_detokenizer_push(&out->decoder, tok, id, true, &text);
 
 	*stopped = false;
 	if (ok && out->filter_thinking)
 		ok = qwen_think_filter_push(&out->think, text.data, text.len, &answer) &&
-			hold(out, answer.data, answer.len, stopped);
+			 hold(out, answer.data, answer.len, stopped);
 	else if (ok)
 		ok = hold(out, text.data, text.len, stopped);
 	qwen_bytes_free(&text);
@@ -38,14 +37,13 @@ qwen_output_push(qwen_output *out, const qwen_tokenizer *tok, int32_t id, bool *
 bool
 qwen_output_finish(qwen_output *out)
 {
-	qwen_bytes	text = {0},
-				answer = {0};
-	bool		stopped;
-	bool		ok = qwen_detokenizer_finish(&out->decoder, &text);
+	qwen_bytes text = {0}, answer = {0};
+	bool stopped;
+	bool ok = qwen_detokenizer_finish(&out->decoder, &text);
 
 	if (ok && out->filter_thinking)
 		ok = qwen_think_filter_push(&out->think, text.data, text.len, &answer) &&
-			qwen_think_filter_finish(&out->think, &answer) && hold(out, answer.data, answer.len, &stopped);
+			 qwen_think_filter_finish(&out->think, &answer) && hold(out, answer.data, answer.len, &stopped);
 	else if (ok)
 		ok = hold(out, text.data, text.len, &stopped);
 	qwen_bytes_free(&text);
@@ -57,7 +55,7 @@ qwen_output_finish(qwen_output *out)
 static bool
 find_stop(const qwen_output *out, size_t *where)
 {
-	bool		found = false;
+	bool found = false;
 
 	for (size_t i = 0; i < out->n_stop; i++)
 	{
@@ -76,11 +74,11 @@ find_stop(const qwen_output *out, size_t *where)
 static size_t
 undecided(const qwen_output *out)
 {
-	size_t		longest = 0;
+	size_t longest = 0;
 
 	for (size_t i = 0; i < out->n_stop; i++)
 	{
-		size_t		n = out->stop_len[i] - 1 < out->held.len ? out->stop_len[i] - 1 : out->held.len;
+		size_t n = out->stop_len[i] - 1 < out->held.len ? out->stop_len[i] - 1 : out->held.len;
 
 		for (; n > longest; n--)
 			if (!memcmp(out->held.data + out->held.len - n, out->stop[i], n))
@@ -92,7 +90,7 @@ undecided(const qwen_output *out)
 static bool
 hold(qwen_output *out, const char *data, size_t len, bool *stopped)
 {
-	size_t		where = 0;
+	size_t where = 0;
 
 	*stopped = false;
 	if (len == 0)
@@ -124,7 +122,7 @@ release(qwen_output *out, size_t n)
 static size_t
 without_nul(char *p, size_t n)
 {
-	size_t		kept = 0;
+	size_t kept = 0;
 
 	for (size_t i = 0; i < n; i++)
 		if (p[i])
@@ -135,8 +133,8 @@ without_nul(char *p, size_t n)
 bool
 qwen_output_append(qwen_output *out, const void *data, size_t len)
 {
-	size_t		old = out->ready.len;
-	uint64_t	n;
+	size_t old = out->ready.len;
+	uint64_t n;
 
 	if (!qwen_bytes_append(&out->ready, data, len))
 		return false;
@@ -172,9 +170,9 @@ qwen_output_flush(qwen_output *out, uint64_t id, const qwen_events *events)
 	while (out->sent < out->ready.len)
 	{
 		const char *p = out->ready.data + out->sent;
-		size_t		left = out->ready.len - out->sent;
-		size_t		n = left < QWEN_DATA_MAX ? left : QWEN_DATA_MAX;
-		uint64_t	cost;
+		size_t left = out->ready.len - out->sent;
+		size_t n = left < QWEN_DATA_MAX ? left : QWEN_DATA_MAX;
+		uint64_t cost;
 
 		if (!out->raw)
 			n = whole_characters(p, n, left);

@@ -17,9 +17,9 @@
 typedef struct prompt_text
 {
 	const char *text;
-	size_t		len;
+	size_t len;
 	const qwen_span *spans;
-	size_t		n_spans;
+	size_t n_spans;
 } prompt_text;
 
 static qwen_status prepare_generation(qwen_engine *engine, const qwen_request *r, qwen_sequence *seq, qwen_error *err);
@@ -33,7 +33,7 @@ qwen_engine_prepare(qwen_engine *engine, const qwen_request *request, qwen_seque
 	qwen_status status;
 
 	*out = NULL;
-	*err = (qwen_error) {0};
+	*err = (qwen_error){0};
 	if (!seq)
 		return qwen_fail_memory(err, sizeof(*seq));
 	seq->id = request->id;
@@ -108,19 +108,16 @@ check_range(const char *name, float value, float min, float max, qwen_error *err
 static qwen_status
 resolve_sampling(const qwen_config *config, const qwen_request_header *h, qwen_sampling *s, qwen_error *err)
 {
-	*s = (qwen_sampling) {
-		.temperature = given_or(h->temperature, 0),
-		.top_p = given_or(h->top_p, config->top_p),
-		.min_p = given_or(h->min_p, config->min_p),
-		.top_k = h->top_k == QWEN_UNSET_INT ? config->top_k : h->top_k,
-		.presence_penalty = given_or(h->presence_penalty, 0),
-		.frequency_penalty = given_or(h->frequency_penalty, 0),
-		.repetition_penalty = given_or(h->repetition_penalty, config->repetition_penalty),
-		.seed = h->seed
-	};
+	*s = (qwen_sampling){.temperature = given_or(h->temperature, 0),
+						 .top_p = given_or(h->top_p, config->top_p),
+						 .min_p = given_or(h->min_p, config->min_p),
+						 .top_k = h->top_k == QWEN_UNSET_INT ? config->top_k : h->top_k,
+						 .presence_penalty = given_or(h->presence_penalty, 0),
+						 .frequency_penalty = given_or(h->frequency_penalty, 0),
+						 .repetition_penalty = given_or(h->repetition_penalty, config->repetition_penalty),
+						 .seed = h->seed};
 	if (check_range("temperature", s->temperature, 0, 100, err) || check_range("top_p", s->top_p, 0, 1, err) ||
-		check_range("min_p", s->min_p, 0, 1, err) ||
-		check_range("presence_penalty", s->presence_penalty, -2, 2, err) ||
+		check_range("min_p", s->min_p, 0, 1, err) || check_range("presence_penalty", s->presence_penalty, -2, 2, err) ||
 		check_range("frequency_penalty", s->frequency_penalty, -2, 2, err) ||
 		check_range("repetition_penalty", s->repetition_penalty, 0.01f, 100, err))
 		return err->status;
@@ -160,18 +157,20 @@ static qwen_status
 too_long(const qwen_engine *engine, size_t needed, qwen_error *err)
 {
 	qwen_fail(err, QWEN_TOO_LONG, "prompt is longer than the context");
-	qwen_fail_detail(err, "The prompt takes %zu tokens and at least one is needed for the answer; the context holds %d.",
+	qwen_fail_detail(err,
+					 "The prompt takes %zu tokens and at least one is needed for the answer; the context holds %d.",
 					 needed, qwen_model_max_len(engine->model));
-	return qwen_fail_hint(err, "Shorten the prompt, raise qwen.max_model_len, or allow cutting with options => '{\"truncate\": true}'.");
+	return qwen_fail_hint(
+		err, "Shorten the prompt, raise qwen.max_model_len, or allow cutting with options => '{\"truncate\": true}'.");
 }
 
 /* Reserves the tokens and the list of cache blocks for the longest answer that fits. */
 static qwen_status
 reserve(const qwen_engine *engine, const qwen_request_header *h, qwen_sequence *seq, qwen_error *err)
 {
-	size_t		room = (size_t) qwen_model_max_len(engine->model) - seq->tokens.len;
-	size_t		n_prompt = seq->tokens.len;
-	size_t		total;
+	size_t room = (size_t) qwen_model_max_len(engine->model) - seq->tokens.len;
+	size_t n_prompt = seq->tokens.len;
+	size_t total;
 
 	seq->n_prompt = seq->done.prompt_tokens = (int32_t) n_prompt;
 	seq->max_tokens = (size_t) h->max_tokens < room ? h->max_tokens : (int32_t) room;
@@ -189,8 +188,8 @@ static qwen_status
 prepare_generation(qwen_engine *engine, const qwen_request *r, qwen_sequence *seq, qwen_error *err)
 {
 	const qwen_config *config = qwen_model_config(engine->model);
-	bool		thinking = (r->head.flags & QWEN_FLAG_THINKING) != 0;
-	bool		opened = engine->chat_format == QWEN_CHAT_QWEN3_THINKING_2507;
+	bool thinking = (r->head.flags & QWEN_FLAG_THINKING) != 0;
+	bool opened = engine->chat_format == QWEN_CHAT_QWEN3_THINKING_2507;
 
 	seq->state = QWEN_SEQ_WAITING;
 	if (resolve_sampling(config, &r->head, &seq->sampling, err) || copy_stops(r, &seq->out, err) ||
@@ -221,7 +220,7 @@ need_tokenizer(const qwen_engine *engine, qwen_error *err)
 static qwen_status
 tokenize_into(qwen_engine *engine, const qwen_request *r, prompt_text p, qwen_ids *ids, qwen_error *err)
 {
-	qwen_span	whole = {0, p.len};
+	qwen_span whole = {0, p.len};
 
 	ids->len = 0;
 	if (r->head.flags & QWEN_FLAG_CONTROL_TOKENS)
@@ -239,9 +238,9 @@ message(const char *role, const char *content, size_t len)
 static json_t *
 prompt_messages(const qwen_request *r, size_t len)
 {
-	json_t	   *messages = json_array();
-	json_t	   *user = message("user", r->prompt, len);
-	json_t	   *system = r->system_len ? message("system", r->system, r->system_len) : NULL;
+	json_t *messages = json_array();
+	json_t *user = message("user", r->prompt, len);
+	json_t *system = r->system_len ? message("system", r->system, r->system_len) : NULL;
 
 	if (!messages || !user || (r->system_len && !system))
 	{
@@ -259,9 +258,7 @@ prompt_messages(const qwen_request *r, size_t len)
 static qwen_status
 render_ids(qwen_engine *engine, const qwen_request *r, const json_t *messages, qwen_ids *ids, qwen_error *err)
 {
-	qwen_chat_options options = {
-		.add_generation_prompt = true, .thinking = (r->head.flags & QWEN_FLAG_THINKING) != 0
-	};
+	qwen_chat_options options = {.add_generation_prompt = true, .thinking = (r->head.flags & QWEN_FLAG_THINKING) != 0};
 	qwen_chat_prompt prompt = {0};
 	qwen_status status;
 
@@ -272,8 +269,8 @@ render_ids(qwen_engine *engine, const qwen_request *r, const json_t *messages, q
 	}
 	status = qwen_chat_render(engine->chat_format, messages, r->tools, &options, &prompt, err);
 	if (status == QWEN_OK)
-		status = tokenize_into(engine, r, (prompt_text) {prompt.text.data, prompt.text.len, prompt.spans, prompt.n_spans},
-							   ids, err);
+		status = tokenize_into(
+			engine, r, (prompt_text){prompt.text.data, prompt.text.len, prompt.spans, prompt.n_spans}, ids, err);
 	qwen_chat_prompt_free(&prompt);
 	return status;
 }
@@ -282,11 +279,11 @@ render_ids(qwen_engine *engine, const qwen_request *r, const json_t *messages, q
 static qwen_status
 prompt_prefix_ids(qwen_engine *engine, const qwen_request *r, size_t len, qwen_ids *ids, qwen_error *err)
 {
-	json_t	   *messages;
+	json_t *messages;
 	qwen_status status;
 
 	if (r->head.kind == QWEN_KIND_COMPLETE)
-		return tokenize_into(engine, r, (prompt_text) {r->prompt, len, NULL, 0}, ids, err);
+		return tokenize_into(engine, r, (prompt_text){r->prompt, len, NULL, 0}, ids, err);
 	messages = prompt_messages(r, len);
 	if (!messages)
 		return qwen_fail(err, QWEN_INVALID, "prompt is not valid UTF-8");
@@ -311,14 +308,14 @@ character_border(const char *text, size_t at)
 static qwen_status
 truncate_prompt(qwen_engine *engine, const qwen_request *r, qwen_ids *ids, qwen_error *err)
 {
-	size_t		context = (size_t) qwen_model_max_len(engine->model);
-	size_t		reserve_for_answer = (size_t) r->head.max_tokens < context / 4 ? (size_t) r->head.max_tokens : context / 4;
-	size_t		limit = context - (reserve_for_answer ? reserve_for_answer : 1);
-	size_t		len = r->prompt_len;
+	size_t context = (size_t) qwen_model_max_len(engine->model);
+	size_t reserve_for_answer = (size_t) r->head.max_tokens < context / 4 ? (size_t) r->head.max_tokens : context / 4;
+	size_t limit = context - (reserve_for_answer ? reserve_for_answer : 1);
+	size_t len = r->prompt_len;
 
 	while (ids->len > limit)
 	{
-		size_t		next = character_border(r->prompt, (size_t) ((double) len * 0.98 * (double) limit / (double) ids->len));
+		size_t next = character_border(r->prompt, (size_t) ((double) len * 0.98 * (double) limit / (double) ids->len));
 
 		if (next == 0 || next >= len)
 			return too_long(engine, ids->len, err);
@@ -332,7 +329,7 @@ truncate_prompt(qwen_engine *engine, const qwen_request *r, qwen_ids *ids, qwen_
 static qwen_status
 copy_ids(const qwen_engine *engine, const qwen_request *r, qwen_ids *ids, qwen_error *err)
 {
-	int32_t		vocab = qwen_model_config(engine->model)->vocab_size;
+	int32_t vocab = qwen_model_config(engine->model)->vocab_size;
 
 	for (size_t i = 0; i < r->n_ids; i++)
 		if (r->ids[i] < 0 || r->ids[i] >= vocab || (engine->allowed && !engine->allowed[r->ids[i]]))
@@ -363,8 +360,8 @@ prompt_ids(qwen_engine *engine, const qwen_request *r, qwen_sequence *seq, qwen_
 static qwen_status
 prepare_tokens(qwen_engine *engine, const qwen_request *r, qwen_sequence *seq, qwen_error *err)
 {
-	qwen_bytes	text = {0};
-	bool		ok = true;
+	qwen_bytes text = {0};
+	bool ok = true;
 
 	if (need_tokenizer(engine, err))
 		return err->status;
@@ -375,7 +372,7 @@ prepare_tokens(qwen_engine *engine, const qwen_request *r, qwen_sequence *seq, q
 		seq->done.output_tokens = (int32_t) r->n_ids;
 		qwen_bytes_free(&text);
 	}
-	else if (tokenize_into(engine, r, (prompt_text) {r->prompt, r->prompt_len, NULL, 0}, &seq->tokens, err) == QWEN_OK)
+	else if (tokenize_into(engine, r, (prompt_text){r->prompt, r->prompt_len, NULL, 0}, &seq->tokens, err) == QWEN_OK)
 	{
 		seq->out.raw = true;
 		seq->done.prompt_tokens = (int32_t) seq->tokens.len;

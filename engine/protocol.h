@@ -44,11 +44,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#define QWEN_PROTOCOL 1			/* raised with every change of this file's structs */
+#define QWEN_PROTOCOL 1 /* raised with every change of this file's structs */
 
-#define QWEN_FRAME_MAX (1u << 30)	/* longest payload of a frame */
-#define QWEN_DATA_MAX 1024		/* longest payload of a DATA frame */
-#define QWEN_WINDOW 8192		/* unread reply bytes per request, record headers included */
+#define QWEN_FRAME_MAX (1u << 30) /* longest payload of a frame */
+#define QWEN_DATA_MAX 1024        /* longest payload of a DATA frame */
+#define QWEN_WINDOW 8192          /* unread reply bytes per request, record headers included */
 
 typedef enum qwen_frame_type
 {
@@ -67,73 +67,77 @@ typedef enum qwen_frame_type
 
 typedef struct qwen_frame
 {
-	uint32_t	type;
-	uint32_t	length;			/* bytes that follow */
-	uint64_t	id;				/* request, 0 for frames about the engine */
+	uint32_t type;
+	uint32_t length; /* bytes that follow */
+	uint64_t id;     /* request, 0 for frames about the engine */
 } qwen_frame;
 
 /* ---- requests ---- */
 
 typedef enum qwen_request_kind
 {
-	QWEN_KIND_GENERATE = 1,		/* PROMPT (+ SYSTEM), chat template applied; DATA: the answer's text, thinking removed */
-	QWEN_KIND_COMPLETE,			/* PROMPT as raw text; DATA: the continuation */
-	QWEN_KIND_CHAT,				/* MESSAGES (+ TOOLS); DATA: the assistant message as one JSON text */
-	QWEN_KIND_TOKENIZE,			/* PROMPT; DATA: int32 ids */
-	QWEN_KIND_COUNT,			/* PROMPT; no DATA, the number is qwen_done.prompt_tokens */
-	QWEN_KIND_DETOKENIZE		/* IDS; DATA: text */
+	QWEN_KIND_GENERATE = 1, /* PROMPT (+ SYSTEM), chat template applied; DATA: the answer's text, thinking removed */
+	QWEN_KIND_COMPLETE,     /* PROMPT as raw text; DATA: the continuation */
+	QWEN_KIND_CHAT,         /* MESSAGES (+ TOOLS); DATA: the assistant message as one JSON text */
+	QWEN_KIND_TOKENIZE,     /* PROMPT; DATA: int32 ids */
+	QWEN_KIND_COUNT,        /* PROMPT; no DATA, the number is qwen_done.prompt_tokens */
+	QWEN_KIND_DETOKENIZE    /* IDS; DATA: text */
 } qwen_request_kind;
 
 enum
 {
-	QWEN_FLAG_STREAM = 1,		/* DATA as it is decoded, else when the answer is complete */
-	QWEN_FLAG_THINKING = 2,		/* enable_thinking of the template */
+	QWEN_FLAG_STREAM = 1,   /* DATA as it is decoded, else when the answer is complete */
+	QWEN_FLAG_THINKING = 2, /* enable_thinking of the template */
 	QWEN_FLAG_IGNORE_EOS = 4,
-	QWEN_FLAG_CONTROL_TOKENS = 8,	/* control tokens inside texts are recognised */
-	QWEN_FLAG_TRUNCATE = 16,	/* a prompt longer than the context is cut, not refused */
-	QWEN_FLAG_NO_CACHE = 32		/* neither read nor fill the prefix cache */
+	QWEN_FLAG_CONTROL_TOKENS = 8, /* control tokens inside texts are recognised */
+	QWEN_FLAG_TRUNCATE = 16,      /* a prompt longer than the context is cut, not refused */
+	QWEN_FLAG_NO_CACHE = 32       /* neither read nor fill the prefix cache */
 };
 
 typedef enum qwen_field_tag
 {
-	QWEN_FIELD_PROMPT = 1,		/* UTF-8 */
-	QWEN_FIELD_SYSTEM,			/* UTF-8 */
-	QWEN_FIELD_MESSAGES,		/* JSON array */
-	QWEN_FIELD_TOOLS,			/* JSON array */
-	QWEN_FIELD_STOP,			/* UTF-8, one field a string */
-	QWEN_FIELD_IDS				/* int32[] */
+	QWEN_FIELD_PROMPT = 1, /* UTF-8 */
+	QWEN_FIELD_SYSTEM,     /* UTF-8 */
+	QWEN_FIELD_MESSAGES,   /* JSON array */
+	QWEN_FIELD_TOOLS,      /* JSON array */
+	QWEN_FIELD_STOP,       /* UTF-8, one field a string */
+	QWEN_FIELD_IDS         /* int32[] */
 } qwen_field_tag;
 
 /* Not given: the model's generation_config, then the built-in default, decides. */
 #define QWEN_UNSET_INT INT32_MIN
 #define QWEN_UNSET_FLOAT ((float) __builtin_nan(""))
-static inline bool qwen_is_unset(float x) { return x != x; }	/* NaN */
+static inline bool
+qwen_is_unset(float x)
+{
+	return x != x;
+} /* NaN */
 
 /* A request: this header, then n_fields fields, each {uint32 tag, uint32 length} and its bytes. */
 typedef struct qwen_request_header
 {
-	uint32_t	protocol;		/* QWEN_PROTOCOL */
-	uint32_t	kind;			/* qwen_request_kind */
-	uint32_t	flags;
-	uint32_t	n_fields;
-	uint64_t	seed;			/* used when temperature > 0 */
-	uint64_t	skip;			/* DATA bytes delivered in an earlier life */
-	int32_t		max_tokens;		/* >= 1 */
-	int32_t		top_k;			/* 0 = all */
-	float		temperature;	/* 0 = greedy */
-	float		top_p;
-	float		min_p;
-	float		presence_penalty;
-	float		frequency_penalty;
-	float		repetition_penalty;
-	int32_t		priority;		/* -1 batch, 0 normal, 1 interactive */
-	int32_t		reserved;
+	uint32_t protocol; /* QWEN_PROTOCOL */
+	uint32_t kind;     /* qwen_request_kind */
+	uint32_t flags;
+	uint32_t n_fields;
+	uint64_t seed;      /* used when temperature > 0 */
+	uint64_t skip;      /* DATA bytes delivered in an earlier life */
+	int32_t max_tokens; /* >= 1 */
+	int32_t top_k;      /* 0 = all */
+	float temperature;  /* 0 = greedy */
+	float top_p;
+	float min_p;
+	float presence_penalty;
+	float frequency_penalty;
+	float repetition_penalty;
+	int32_t priority; /* -1 batch, 0 normal, 1 interactive */
+	int32_t reserved;
 } qwen_request_header;
 
 typedef struct qwen_field
 {
-	uint32_t	tag;
-	uint32_t	length;
+	uint32_t tag;
+	uint32_t length;
 	const char *data;
 } qwen_field;
 
@@ -160,7 +164,7 @@ qwen_field_put(char *p, uint32_t tag, const void *data, uint32_t length)
 static inline bool
 qwen_field_next(const char **p, const char *end, qwen_field *field)
 {
-	size_t		left = (size_t) (end - *p);
+	size_t left = (size_t) (end - *p);
 
 	if (left < 2 * sizeof(uint32_t))
 		return false;
@@ -177,8 +181,8 @@ qwen_field_next(const char **p, const char *end, qwen_field *field)
 
 typedef enum qwen_finish_reason
 {
-	QWEN_FINISH_STOP = 1,		/* a stop token or string */
-	QWEN_FINISH_LENGTH			/* max_tokens, or the end of the context */
+	QWEN_FINISH_STOP = 1, /* a stop token or string */
+	QWEN_FINISH_LENGTH    /* max_tokens, or the end of the context */
 } qwen_finish_reason;
 
 static inline const char *
@@ -189,34 +193,34 @@ qwen_finish_name(uint32_t reason)
 
 typedef struct qwen_done
 {
-	uint32_t	finish_reason;
-	int32_t		prompt_tokens;
-	int32_t		cached_tokens;
-	int32_t		output_tokens;
-	uint64_t	queue_us;		/* from arrival to the first step */
-	uint64_t	run_us;			/* from the first step to the end */
+	uint32_t finish_reason;
+	int32_t prompt_tokens;
+	int32_t cached_tokens;
+	int32_t output_tokens;
+	uint64_t queue_us; /* from arrival to the first step */
+	uint64_t run_us;   /* from the first step to the end */
 } qwen_done;
 
 typedef struct qwen_progress
 {
-	int32_t		prompt_tokens;
-	int32_t		output_tokens;
+	int32_t prompt_tokens;
+	int32_t output_tokens;
 } qwen_progress;
 
 /* An error as SQL raises it; all strings NUL-terminated, detail and hint may be empty. */
 typedef struct qwen_wire_error
 {
-	char		sqlstate[8];
-	char		message[256];
-	char		detail[768];
-	char		hint[256];
+	char sqlstate[8];
+	char message[256];
+	char detail[768];
+	char hint[256];
 } qwen_wire_error;
 
 /* A reply record in the slot: DATA, DONE or ERROR with its payload, as it came in the frame. */
 typedef struct qwen_record
 {
-	uint32_t	type;			/* qwen_frame_type */
-	uint32_t	length;
+	uint32_t type; /* qwen_frame_type */
+	uint32_t length;
 } qwen_record;
 
 /* Room that the worker needs for the records of a full window and the last record. */
@@ -226,37 +230,37 @@ typedef struct qwen_record
 
 typedef enum qwen_engine_phase
 {
-	QWEN_ENGINE_STARTING = 1,	/* exec'd, nothing read yet */
+	QWEN_ENGINE_STARTING = 1, /* exec'd, nothing read yet */
 	QWEN_ENGINE_LOADING,
 	QWEN_ENGINE_READY,
-	QWEN_ENGINE_FAILED			/* refused the model; `error` says why; the engine exits 1 after this */
+	QWEN_ENGINE_FAILED /* refused the model; `error` says why; the engine exits 1 after this */
 } qwen_engine_phase;
 
 typedef struct qwen_engine_state
 {
-	uint32_t	protocol;
-	uint32_t	phase;			/* qwen_engine_phase */
-	uint64_t	loaded_bytes;
-	uint64_t	total_bytes;
-	uint64_t	parameters;
-	int32_t		context;		/* tokens of one sequence */
-	int32_t		max_sequences;
-	int64_t		kv_tokens;		/* tokens that the KV cache holds in all */
-	char		architecture[32];	/* "qwen3" */
-	char		dtype[16];
-	char		quantization[16];
-	char		kernels[16];
-	char		device[32];
+	uint32_t protocol;
+	uint32_t phase; /* qwen_engine_phase */
+	uint64_t loaded_bytes;
+	uint64_t total_bytes;
+	uint64_t parameters;
+	int32_t context; /* tokens of one sequence */
+	int32_t max_sequences;
+	int64_t kv_tokens;     /* tokens that the KV cache holds in all */
+	char architecture[32]; /* "qwen3" */
+	char dtype[16];
+	char quantization[16];
+	char kernels[16];
+	char device[32];
 	qwen_wire_error error;
 } qwen_engine_state;
 
 typedef struct qwen_heartbeat
 {
-	uint64_t	steps;			/* forward passes so far */
-	int32_t		running;
-	int32_t		waiting;
-	int32_t		kv_blocks_used;
-	int32_t		kv_blocks;
+	uint64_t steps; /* forward passes so far */
+	int32_t running;
+	int32_t waiting;
+	int32_t kv_blocks_used;
+	int32_t kv_blocks;
 } qwen_heartbeat;
 
 #endif

@@ -38,7 +38,7 @@ read_json(const qwen_field *f, const char *name, json_t **out, qwen_error *err)
 static qwen_status
 read_ids(const qwen_field *f, qwen_decoded *d, qwen_error *err)
 {
-	size_t		n = f->length / sizeof(int32_t);
+	size_t n = f->length / sizeof(int32_t);
 
 	if (d->ids || f->length % sizeof(int32_t))
 		return qwen_fail(err, QWEN_INVALID, "token ids are malformed");
@@ -54,7 +54,7 @@ read_ids(const qwen_field *f, qwen_decoded *d, qwen_error *err)
 static qwen_status
 read_stop(const qwen_field *f, qwen_decoded *d, qwen_error *err)
 {
-	size_t		n = d->request.n_stop;
+	size_t n = d->request.n_stop;
 
 	if (n == MAX_STOP_STRINGS)
 		return qwen_fail(err, QWEN_INVALID, "more than %d stop strings", MAX_STOP_STRINGS);
@@ -103,7 +103,7 @@ read_field(const qwen_field *f, qwen_decoded *d, qwen_error *err)
 static qwen_status
 check_kind(const qwen_request *r, qwen_error *err)
 {
-	bool		ok;
+	bool ok;
 
 	switch (r->head.kind)
 	{
@@ -132,10 +132,10 @@ qwen_request_decode(uint64_t id, const char *payload, size_t len, qwen_decoded *
 {
 	const char *p = payload + sizeof(qwen_request_header);
 	const char *end = payload + len;
-	qwen_field	field;
+	qwen_field field;
 
 	memset(out, 0, sizeof(*out));
-	*err = (qwen_error) {0};
+	*err = (qwen_error){0};
 	out->request.id = id;
 	if (read_header(payload, len, &out->request.head, err))
 		return err->status;

@@ -11,15 +11,15 @@
 typedef struct qwen_decoded
 {
 	qwen_request request;
-	json_t	   *messages;		/* owned */
-	json_t	   *tools;			/* owned */
-	int32_t    *ids;			/* owned, aligned copy */
-	const char **stop;			/* owned array */
-	size_t	   *stop_len;		/* owned array */
+	json_t *messages;  /* owned */
+	json_t *tools;     /* owned */
+	int32_t *ids;      /* owned, aligned copy */
+	const char **stop; /* owned array */
+	size_t *stop_len;  /* owned array */
 } qwen_decoded;
 
 /* Checks and decodes a payload; on failure nothing is left to free. The payload must outlive the result. */
 qwen_status qwen_request_decode(uint64_t id, const char *payload, size_t len, qwen_decoded *out, qwen_error *err);
-void		qwen_decoded_free(qwen_decoded *d);
+void qwen_decoded_free(qwen_decoded *d);
 
 #endif

@@ -18,25 +18,25 @@
 
 typedef struct candidate
 {
-	float		logit;
-	int32_t		id;
+	float logit;
+	int32_t id;
 } candidate;
 
 struct qwen_sampler
 {
-	int32_t		vocab;
-	bool	   *allowed;		/* [vocab], or NULL: all */
-	candidate  *heap;			/* [vocab] */
-	candidate  *top;			/* [vocab] popped from the heap, in order */
-	int32_t    *seen;			/* [vocab] occurrences in prompt and output; all zero between calls */
-	int32_t    *in_output;		/* [vocab] occurrences in the output; all zero between calls */
+	int32_t vocab;
+	bool *allowed;      /* [vocab], or NULL: all */
+	candidate *heap;    /* [vocab] */
+	candidate *top;     /* [vocab] popped from the heap, in order */
+	int32_t *seen;      /* [vocab] occurrences in prompt and output; all zero between calls */
+	int32_t *in_output; /* [vocab] occurrences in the output; all zero between calls */
 };
 
 qwen_sampler *
 qwen_sampler_new(int32_t vocab, const bool *allowed)
 {
 	qwen_sampler *s = calloc(1, sizeof(*s));
-	size_t		n = (size_t) vocab;
+	size_t n = (size_t) vocab;
 
 	if (!s)
 		return NULL;
@@ -74,10 +74,9 @@ qwen_sampler_free(qwen_sampler *s)
 static void
 philox_round(uint32_t c[4], const uint32_t k[2])
 {
-	uint64_t	p0 = (uint64_t) 0xD2511F53u * c[0];
-	uint64_t	p1 = (uint64_t) 0xCD9E8D57u * c[2];
-	uint32_t	old1 = c[1],
-				old3 = c[3];
+	uint64_t p0 = (uint64_t) 0xD2511F53u * c[0];
+	uint64_t p1 = (uint64_t) 0xCD9E8D57u * c[2];
+	uint32_t old1 = c[1], old3 = c[3];
 
 	c[0] = (uint32_t) (p1 >> 32) ^ old1 ^ k[0];
 	c[1] = (uint32_t) p1;
@@ -88,9 +87,9 @@ philox_round(uint32_t c[4], const uint32_t k[2])
 double
 qwen_uniform(uint64_t seed, uint64_t counter)
 {
-	uint32_t	c[4] = {(uint32_t) counter, (uint32_t) (counter >> 32), 0, 0};
-	uint32_t	k[2] = {(uint32_t) seed, (uint32_t) (seed >> 32)};
-	uint64_t	bits;
+	uint32_t c[4] = {(uint32_t) counter, (uint32_t) (counter >> 32), 0, 0};
+	uint32_t k[2] = {(uint32_t) seed, (uint32_t) (seed >> 32)};
+	uint64_t bits;
 
 	for (int round = 0; round < 10; round++)
 	{
@@ -114,11 +113,11 @@ apply_penalties(qwen_sampler *s, const qwen_sampling *p, float *logits, const in
 	}
 	for (int32_t i = 0; i < n; i++)
 	{
-		int32_t		id = tokens[i];
-		float	   *l = &logits[id];
+		int32_t id = tokens[i];
+		float *l = &logits[id];
 
 		if (!s->seen[id])
-			continue;			/* done at an earlier occurrence */
+			continue; /* done at an earlier occurrence */
 		*l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
 		*l -= p->frequency_penalty * (float) s->in_output[id];
 		if (s->in_output[id])
@@ -130,7 +129,7 @@ apply_penalties(qwen_sampler *s, const qwen_sampling *p, float *logits, const in
 static int32_t
 argmax(const float *logits, int32_t n)
 {
-	int32_t		best = 0;
+	int32_t best = 0;
 
 	for (int32_t i = 1; i < n; i++)
 		if (logits[i] > logits[best])
@@ -147,11 +146,11 @@ before(candidate a, candidate b)
 static void
 sift_down(candidate *heap, int32_t n, int32_t i)
 {
-	candidate	moving = heap[i];
+	candidate moving = heap[i];
 
 	for (;;)
 	{
-		int32_t		child = 2 * i + 1;
+		int32_t child = 2 * i + 1;
 
 		if (child >= n)
 			break;
@@ -169,18 +168,18 @@ sift_down(candidate *heap, int32_t n, int32_t i)
 typedef struct ranking
 {
 	qwen_sampler *s;
-	int32_t		in_heap;
-	int32_t		popped;
-	int32_t		limit;			/* most that may be popped (top-k) */
+	int32_t in_heap;
+	int32_t popped;
+	int32_t limit; /* most that may be popped (top-k) */
 } ranking;
 
 static void
 rank(ranking *r, qwen_sampler *s, const float *logits, float temperature)
 {
-	*r = (ranking) {.s = s, .limit = INT32_MAX};
+	*r = (ranking){.s = s, .limit = INT32_MAX};
 	for (int32_t id = 0; id < s->vocab; id++)
 		if (logits[id] > -INFINITY)
-			s->heap[r->in_heap++] = (candidate) {logits[id] / temperature, id};
+			s->heap[r->in_heap++] = (candidate){logits[id] / temperature, id};
 	for (int32_t i = r->in_heap / 2 - 1; i >= 0; i--)
 		sift_down(s->heap, r->in_heap, i);
 }
@@ -189,7 +188,7 @@ rank(ranking *r, qwen_sampler *s, const float *logits, float temperature)
 static bool
 pop_to(ranking *r, int32_t i)
 {
-	candidate  *heap = r->s->heap;
+	candidate *heap = r->s->heap;
 
 	while (r->popped <= i)
 	{
@@ -206,8 +205,8 @@ pop_to(ranking *r, int32_t i)
 static double
 keep_top_k(ranking *r, int32_t k)
 {
-	double		mass = 0;
-	int32_t		n = 0;
+	double mass = 0;
+	int32_t n = 0;
 
 	while (pop_to(r, n) && (n < k || r->s->top[n].logit == r->s->top[k - 1].logit))
 		n++;
@@ -221,7 +220,7 @@ keep_top_k(ranking *r, int32_t k)
 static double
 whole_mass(const ranking *r)
 {
-	double		mass = 0;
+	double mass = 0;
 
 	for (int32_t i = 0; i < r->in_heap; i++)
 		mass += exp((double) r->s->heap[i].logit - r->s->heap[0].logit);
@@ -237,18 +236,17 @@ whole_mass(const ranking *r)
 static int32_t
 draw(ranking *r, const qwen_sampling *p, double u)
 {
-	double		mass = p->top_k > 0 ? keep_top_k(r, p->top_k) : whole_mass(r);
-	bool		truncate = p->top_p < 1 || p->min_p > 0;
-	double		kept = 0,
-				sum = 0;
-	int32_t		n = 0;
+	double mass = p->top_k > 0 ? keep_top_k(r, p->top_k) : whole_mass(r);
+	bool truncate = p->top_p < 1 || p->min_p > 0;
+	double kept = 0, sum = 0;
+	int32_t n = 0;
 	const candidate *top = r->s->top;
 
 	if (truncate)
 	{
 		for (; pop_to(r, n); n++)
 		{
-			double		e = exp((double) top[n].logit - top[0].logit);
+			double e = exp((double) top[n].logit - top[0].logit);
 
 			if (n > 0 && (kept >= p->top_p * mass || e < p->min_p))
 				break;
@@ -263,13 +261,13 @@ draw(ranking *r, const qwen_sampling *p, double u)
 		if (sum > u * mass)
 			return top[n].id;
 	}
-	return top[n - 1].id;		/* rounding left a crumb of mass */
+	return top[n - 1].id; /* rounding left a crumb of mass */
 }
 
 int32_t
 qwen_sample(qwen_sampler *s, const qwen_sampling *p, float *logits, const int32_t *tokens, int32_t n, int32_t n_prompt)
 {
-	ranking		r;
+	ranking r;
 
 	if (s->allowed)
 		for (int32_t id = 0; id < s->vocab; id++)

@@ -65,10 +65,9 @@ find_in(const qwen_sequence_list *list, uint64_t id)
 bool
 qwen_scheduler_init(qwen_scheduler *s, int32_t max_sequences, int32_t step_tokens, int32_t kv_blocks)
 {
-	size_t		n_seqs = (size_t) max_sequences,
-				n_tokens = (size_t) step_tokens;
+	size_t n_seqs = (size_t) max_sequences, n_tokens = (size_t) step_tokens;
 
-	*s = (qwen_scheduler) {.max_sequences = max_sequences, .step_tokens = step_tokens};
+	*s = (qwen_scheduler){.max_sequences = max_sequences, .step_tokens = step_tokens};
 	s->running = calloc(n_seqs, sizeof(*s->running));
 	s->members = calloc(n_seqs, sizeof(*s->members));
 	s->seqs = calloc(n_seqs, sizeof(*s->seqs));
@@ -78,9 +77,8 @@ qwen_scheduler_init(qwen_scheduler *s, int32_t max_sequences, int32_t step_token
 	if (s->running && s->members && s->seqs && s->logit_rows && s->tokens && s->positions &&
 		qwen_kv_pool_init(&s->pool, kv_blocks))
 	{
-		s->batch = (qwen_batch) {
-			.tokens = s->tokens, .positions = s->positions, .seqs = s->seqs, .logit_rows = s->logit_rows
-		};
+		s->batch =
+			(qwen_batch){.tokens = s->tokens, .positions = s->positions, .seqs = s->seqs, .logit_rows = s->logit_rows};
 		return true;
 	}
 	qwen_scheduler_destroy(s);
@@ -146,7 +144,7 @@ qwen_scheduler_find(const qwen_scheduler *s, uint64_t id)
 static void
 stop_running(qwen_scheduler *s, qwen_sequence *seq)
 {
-	int32_t		i = 0;
+	int32_t i = 0;
 
 	while (s->running[i] != seq)
 		i++;
@@ -204,7 +202,7 @@ static void
 add_part(qwen_scheduler *s, qwen_sequence *seq, int32_t n)
 {
 	qwen_batch *b = &s->batch;
-	int32_t		pending = qwen_sequence_pending(seq);
+	int32_t pending = qwen_sequence_pending(seq);
 
 	if (n > pending)
 		n = pending;
@@ -213,9 +211,8 @@ add_part(qwen_scheduler *s, qwen_sequence *seq, int32_t n)
 		s->tokens[b->n_tokens + i] = seq->tokens.data[seq->n_computed + i];
 		s->positions[b->n_tokens + i] = seq->n_computed + i;
 	}
-	s->seqs[b->n_seqs] = (qwen_batch_seq) {
-		.first_token = b->n_tokens, .n_tokens = n, .context = seq->n_computed + n, .blocks = seq->blocks
-	};
+	s->seqs[b->n_seqs] = (qwen_batch_seq){
+		.first_token = b->n_tokens, .n_tokens = n, .context = seq->n_computed + n, .blocks = seq->blocks};
 	s->members[b->n_seqs++] = seq;
 	b->n_tokens += n;
 	if (n == pending)
@@ -243,7 +240,7 @@ qwen_scheduler_build(qwen_scheduler *s)
 int32_t
 qwen_scheduler_waiting(const qwen_scheduler *s)
 {
-	int32_t		n = 0;
+	int32_t n = 0;
 
 	for (int i = 0; i < QWEN_PRIORITIES; i++)
 		n += s->waiting[i].n;

@@ -26,43 +26,43 @@ typedef struct qwen_output
 {
 	qwen_detokenizer decoder;
 	qwen_think_filter think;
-	bool		filter_thinking;
-	bool		in_thinking;	/* the prompt left a think block open (CHAT) */
-	bool		raw;			/* bytes that are not text: NULs stay */
-	char	  **stop;			/* [n_stop] */
-	size_t	   *stop_len;
-	size_t		n_stop;
-	qwen_bytes	held;			/* may be the beginning of a stop string */
-	qwen_bytes	ready;			/* to be sent; [0, sent) has been sent */
-	size_t		sent;
-	uint64_t	skip;			/* bytes still to be left out: the caller has them */
-	uint64_t	sent_records;	/* bytes of DATA records sent and credited, for the window */
-	uint64_t	credited;
+	bool filter_thinking;
+	bool in_thinking; /* the prompt left a think block open (CHAT) */
+	bool raw;         /* bytes that are not text: NULs stay */
+	char **stop;      /* [n_stop] */
+	size_t *stop_len;
+	size_t n_stop;
+	qwen_bytes held;  /* may be the beginning of a stop string */
+	qwen_bytes ready; /* to be sent; [0, sent) has been sent */
+	size_t sent;
+	uint64_t skip;         /* bytes still to be left out: the caller has them */
+	uint64_t sent_records; /* bytes of DATA records sent and credited, for the window */
+	uint64_t credited;
 } qwen_output;
 
 struct qwen_sequence
 {
-	uint64_t	id;
-	uint32_t	kind;			/* qwen_request_kind */
-	uint32_t	flags;
-	int32_t		priority;
+	uint64_t id;
+	uint32_t kind; /* qwen_request_kind */
+	uint32_t flags;
+	int32_t priority;
 	qwen_sequence_state state;
 	qwen_sampling sampling;
 
-	qwen_ids	tokens;			/* prompt and output; room for all of them is reserved when the request is prepared */
-	int32_t		n_prompt;
-	int32_t		max_tokens;
-	int32_t		n_computed;		/* tokens whose keys and values are in the cache */
-	int32_t    *blocks;			/* [n_blocks] of the KV cache, all that the sequence can ever need */
-	int32_t		n_blocks;
+	qwen_ids tokens; /* prompt and output; room for all of them is reserved when the request is prepared */
+	int32_t n_prompt;
+	int32_t max_tokens;
+	int32_t n_computed; /* tokens whose keys and values are in the cache */
+	int32_t *blocks;    /* [n_blocks] of the KV cache, all that the sequence can ever need */
+	int32_t n_blocks;
 
 	qwen_output out;
-	uint64_t	message_skip;	/* CHAT: what to leave out of the message, which is made at the end */
-	qwen_done	done;
-	uint64_t	arrived_us;
-	uint64_t	started_us;
+	uint64_t message_skip; /* CHAT: what to leave out of the message, which is made at the end */
+	qwen_done done;
+	uint64_t arrived_us;
+	uint64_t started_us;
 
-	qwen_sequence *next;		/* in the scheduler's list of its state */
+	qwen_sequence *next; /* in the scheduler's list of its state */
 };
 
 /* Tokens that are not computed yet. */
@@ -76,19 +76,19 @@ qwen_sequence_pending(const qwen_sequence *seq)
  * Decodes a token into out->ready.  Sets *stopped when a stop string was completed (it is not part of the answer).
  * False: memory is short.
  */
-bool		qwen_output_push(qwen_output *out, const qwen_tokenizer *tok, int32_t id, bool *stopped);
+bool qwen_output_push(qwen_output *out, const qwen_tokenizer *tok, int32_t id, bool *stopped);
 
 /* Releases what was held back. */
-bool		qwen_output_finish(qwen_output *out);
+bool qwen_output_finish(qwen_output *out);
 
 /* Adds finished bytes without decoding. */
-bool		qwen_output_append(qwen_output *out, const void *data, size_t len);
+bool qwen_output_append(qwen_output *out, const void *data, size_t len);
 
 /* Sends what the window allows; true when nothing is left. */
-bool		qwen_output_flush(qwen_output *out, uint64_t id, const qwen_events *events);
+bool qwen_output_flush(qwen_output *out, uint64_t id, const qwen_events *events);
 
-void		qwen_output_free(qwen_output *out);
+void qwen_output_free(qwen_output *out);
 
-uint64_t	qwen_now_us(void);
+uint64_t qwen_now_us(void);
 
 #endif

@@ -19,14 +19,14 @@
 #include "serve.h"
 
 static const char usage[] =
-"Serves requests of the PostgreSQL worker over an inherited socket (frames: engine/protocol.h).\n"
-"Not for use by hand.";
+	"Serves requests of the PostgreSQL worker over an inherited socket (frames: engine/protocol.h).\n"
+	"Not for use by hand.";
 
 /* The kernel's out-of-memory killer shall choose this process, never the server's. */
 static void
 offer_to_oom_killer(void)
 {
-	int			fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return;
@@ -54,7 +54,7 @@ free_server(qwen_server *s)
 
 	while (s->jobs)
 	{
-		qwen_job   *job = s->jobs;
+		qwen_job *job = s->jobs;
 
 		s->jobs = job->next;
 		free(job->payload);
@@ -73,9 +73,8 @@ free_server(qwen_server *s)
 static bool
 start_threads(qwen_server *s, pthread_t threads[2])
 {
-	sigset_t	all,
-				old;
-	bool		ok;
+	sigset_t all, old;
+	bool ok;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -96,7 +95,7 @@ static int
 serve(const qwen_model_options *model, int sock)
 {
 	qwen_server s = {.options = *model};
-	pthread_t	threads[2];
+	pthread_t threads[2];
 
 	if (!init_server(&s, sock) || !start_threads(&s, threads))
 	{
@@ -114,8 +113,7 @@ int
 qwen_cmd_serve(int argc, char **argv)
 {
 	const char *fd_text = NULL;
-	int			fd,
-				rc;
+	int fd, rc;
 	qwen_model_options model;
 	const qwen_cli_option options[] = {
 		{"fd", 0, "N", "number of the inherited socket", &fd_text, NULL},

@@ -33,9 +33,9 @@
 /* A request as it came from the socket. */
 typedef struct qwen_job
 {
-	uint64_t	id;
-	char	   *payload;		/* owned */
-	uint32_t	length;
+	uint64_t id;
+	char *payload; /* owned */
+	uint32_t length;
 	struct qwen_job *next;
 } qwen_job;
 
@@ -47,46 +47,46 @@ typedef struct qwen_command
 		QWEN_COMMAND_SUBMIT,
 		QWEN_COMMAND_CANCEL,
 		QWEN_COMMAND_CREDIT
-	}			kind;
-	uint64_t	id;
-	uint64_t	consumed;		/* CREDIT */
-	qwen_sequence *seq;			/* SUBMIT, owned */
+	} kind;
+	uint64_t id;
+	uint64_t consumed;  /* CREDIT */
+	qwen_sequence *seq; /* SUBMIT, owned */
 } qwen_command;
 
 typedef struct qwen_server
 {
 	qwen_model_options options;
-	int			socket;			/* inherited, non-blocking; the reader's */
-	int			wake;			/* eventfd: the outbox has something, or the compute thread has ended */
-	qwen_engine *engine;		/* set by the compute thread before `ready`, constant after */
+	int socket;          /* inherited, non-blocking; the reader's */
+	int wake;            /* eventfd: the outbox has something, or the compute thread has ended */
+	qwen_engine *engine; /* set by the compute thread before `ready`, constant after */
 
 	pthread_mutex_t lock;
-	pthread_cond_t front_wake;	/* jobs, ready, or stop */
-	pthread_cond_t compute_wake;	/* inbox, draining, or stop */
-	qwen_job   *jobs;			/* first in, first out */
-	qwen_job  **jobs_end;
-	uint64_t	current_id;		/* the job that the front works on, 0: none */
-	bool		current_canceled;
-	qwen_bytes	inbox;			/* of qwen_command */
-	qwen_bytes	outbox;			/* of frames */
-	qwen_heartbeat heartbeat;	/* as of the last step */
-	bool		ready;			/* the model is loaded */
-	bool		progress_due;	/* send PROGRESS frames after the next step */
-	bool		draining;		/* SHUTDOWN was received: end when idle */
-	bool		stop;			/* end now */
-	bool		failed;			/* with exit status 1 */
+	pthread_cond_t front_wake;   /* jobs, ready, or stop */
+	pthread_cond_t compute_wake; /* inbox, draining, or stop */
+	qwen_job *jobs;              /* first in, first out */
+	qwen_job **jobs_end;
+	uint64_t current_id; /* the job that the front works on, 0: none */
+	bool current_canceled;
+	qwen_bytes inbox;         /* of qwen_command */
+	qwen_bytes outbox;        /* of frames */
+	qwen_heartbeat heartbeat; /* as of the last step */
+	bool ready;               /* the model is loaded */
+	bool progress_due;        /* send PROGRESS frames after the next step */
+	bool draining;            /* SHUTDOWN was received: end when idle */
+	bool stop;                /* end now */
+	bool failed;              /* with exit status 1 */
 } qwen_server;
 
 /* serve_io.c */
-void		qwen_server_read_and_write(qwen_server *s);
+void qwen_server_read_and_write(qwen_server *s);
 /* Appends a frame to the outbox; the lock must not be held. */
-void		qwen_server_send(qwen_server *s, uint32_t type, uint64_t id, const void *payload, size_t len);
-void		qwen_server_wake_reader(qwen_server *s);
+void qwen_server_send(qwen_server *s, uint32_t type, uint64_t id, const void *payload, size_t len);
+void qwen_server_wake_reader(qwen_server *s);
 /* Ends all threads, with the lock held. */
-void		qwen_server_stop(qwen_server *s, bool failed);
+void qwen_server_stop(qwen_server *s, bool failed);
 
 /* serve_work.c; arg is the qwen_server */
-void	   *qwen_server_front(void *arg);
-void	   *qwen_server_compute(void *arg);
+void *qwen_server_front(void *arg);
+void *qwen_server_compute(void *arg);
 
 #endif

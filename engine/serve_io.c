@@ -24,12 +24,12 @@
 /* A frame on its way in. */
 typedef struct reader
 {
-	qwen_frame	head;
-	char	   *payload;		/* NULL until the head is complete */
-	size_t		got;			/* bytes of head, then of payload */
-	qwen_bytes	sending;		/* taken from the outbox */
-	size_t		sent;
-	uint64_t	next_beat_us;
+	qwen_frame head;
+	char *payload;      /* NULL until the head is complete */
+	size_t got;         /* bytes of head, then of payload */
+	qwen_bytes sending; /* taken from the outbox */
+	size_t sent;
+	uint64_t next_beat_us;
 } reader;
 
 static bool receive(qwen_server *s, reader *r);
@@ -51,7 +51,7 @@ qwen_server_stop(qwen_server *s, bool failed)
 void
 qwen_server_wake_reader(qwen_server *s)
 {
-	uint64_t	one = 1;
+	uint64_t one = 1;
 
 	/* A full counter means that the reader is being woken already. */
 	if (write(s->wake, &one, sizeof(one)) < 0 && errno != EAGAIN)
@@ -61,7 +61,7 @@ qwen_server_wake_reader(qwen_server *s)
 void
 qwen_server_send(qwen_server *s, uint32_t type, uint64_t id, const void *payload, size_t len)
 {
-	qwen_frame	frame = {type, (uint32_t) len, id};
+	qwen_frame frame = {type, (uint32_t) len, id};
 
 	pthread_mutex_lock(&s->lock);
 	if (!qwen_bytes_reserve(&s->outbox, sizeof(frame) + len))
@@ -81,7 +81,7 @@ qwen_server_send(qwen_server *s, uint32_t type, uint64_t id, const void *payload
 static bool
 stopping(qwen_server *s)
 {
-	bool		stop;
+	bool stop;
 
 	pthread_mutex_lock(&s->lock);
 	stop = s->stop;
@@ -92,19 +92,19 @@ stopping(qwen_server *s)
 void
 qwen_server_read_and_write(qwen_server *s)
 {
-	reader		r = {.next_beat_us = qwen_now_us() + HEARTBEAT_US};
-	bool		connected = true;
+	reader r = {.next_beat_us = qwen_now_us() + HEARTBEAT_US};
+	bool connected = true;
 
 	while (connected)
 	{
-		uint64_t	now = qwen_now_us();
-		int			timeout = r.next_beat_us > now ? (int) ((r.next_beat_us - now) / 1000) + 1 : 0;
+		uint64_t now = qwen_now_us();
+		int timeout = r.next_beat_us > now ? (int) ((r.next_beat_us - now) / 1000) + 1 : 0;
 		struct pollfd fds[2] = {
 			{.fd = s->socket, .events = (short) (POLLIN | (r.sending.len > r.sent ? POLLOUT : 0))},
 			{.fd = s->wake, .events = POLLIN},
 		};
-		uint64_t	count;
-		bool		last;
+		uint64_t count;
+		bool last;
 
 		if (poll(fds, 2, timeout) < 0 && errno != EINTR)
 			break;
@@ -112,7 +112,7 @@ qwen_server_read_and_write(qwen_server *s)
 			break;
 		connected = !(fds[0].revents & (POLLIN | POLLHUP | POLLERR)) || receive(s, &r);
 		beat(s, &r);
-		last = stopping(s);		/* read before the transmission that then carries the last words */
+		last = stopping(s); /* read before the transmission that then carries the last words */
 		connected = connected && transmit(s, &r);
 		if (last && r.sent == r.sending.len)
 			break;
@@ -146,7 +146,7 @@ acceptable(const qwen_frame *head)
 static ssize_t
 receive_some(int sock, void *to, size_t n)
 {
-	ssize_t		got = recv(sock, to, n, 0);
+	ssize_t got = recv(sock, to, n, 0);
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
@@ -159,7 +159,7 @@ receive(qwen_server *s, reader *r)
 {
 	for (;;)
 	{
-		ssize_t		n;
+		ssize_t n;
 
 		if (!r->payload)
 		{
@@ -200,11 +200,11 @@ command(qwen_server *s, const qwen_command *c)
 static bool
 queue_job(qwen_server *s, reader *r)
 {
-	qwen_job   *job = calloc(1, sizeof(*job));
+	qwen_job *job = calloc(1, sizeof(*job));
 
 	if (!job)
 		return false;
-	*job = (qwen_job) {.id = r->head.id, .payload = r->payload, .length = r->head.length};
+	*job = (qwen_job){.id = r->head.id, .payload = r->payload, .length = r->head.length};
 	r->payload = NULL;
 	*s->jobs_end = job;
 	s->jobs_end = &job->next;
@@ -217,7 +217,7 @@ static bool
 handle_frame(qwen_server *s, reader *r)
 {
 	qwen_command c = {.kind = QWEN_COMMAND_CREDIT, .id = r->head.id};
-	bool		ok = true;
+	bool ok = true;
 
 	pthread_mutex_lock(&s->lock);
 	switch (r->head.type)
@@ -252,7 +252,7 @@ forget(qwen_server *s, uint64_t id)
 
 	for (qwen_job **at = &s->jobs; *at; at = &(*at)->next)
 	{
-		qwen_job   *job = *at;
+		qwen_job *job = *at;
 
 		if (job->id != id)
 			continue;
@@ -275,11 +275,11 @@ transmit(qwen_server *s, reader *r)
 {
 	for (;;)
 	{
-		ssize_t		n;
+		ssize_t n;
 
 		if (r->sent == r->sending.len)
 		{
-			qwen_bytes	empty = r->sending;
+			qwen_bytes empty = r->sending;
 
 			/* The two buffers change places, so that nothing is copied and nothing allocated. */
 			empty.len = r->sent = 0;

@@ -31,7 +31,7 @@ send_error(qwen_server *s, uint64_t id, const qwen_error *err)
 static qwen_job *
 next_job(qwen_server *s)
 {
-	qwen_job   *job = NULL;
+	qwen_job *job = NULL;
 
 	pthread_mutex_lock(&s->lock);
 	while (!s->stop && !(s->ready && s->jobs))
@@ -73,7 +73,7 @@ prepare(qwen_server *s, const qwen_job *job)
 {
 	qwen_decoded decoded;
 	qwen_sequence *seq = NULL;
-	qwen_error	err;
+	qwen_error err;
 
 	if (qwen_request_decode(job->id, job->payload, job->length, &decoded, &err) == QWEN_OK)
 	{
@@ -100,7 +100,7 @@ void *
 qwen_server_front(void *arg)
 {
 	qwen_server *s = arg;
-	qwen_job   *job;
+	qwen_job *job;
 
 	while ((job = next_job(s)) != NULL)
 	{
@@ -117,7 +117,7 @@ typedef struct loading
 {
 	qwen_server *server;
 	qwen_engine_state *state;
-	uint64_t	next_us;
+	uint64_t next_us;
 } loading;
 
 static void
@@ -130,8 +130,8 @@ send_state(qwen_server *s, const qwen_engine_state *state)
 static void
 on_progress(void *arg, uint64_t done, uint64_t total)
 {
-	loading    *l = arg;
-	uint64_t	now = qwen_now_us();
+	loading *l = arg;
+	uint64_t now = qwen_now_us();
 
 	if (now < l->next_us && done < total)
 		return;
@@ -175,8 +175,8 @@ static bool
 load(qwen_server *s)
 {
 	qwen_engine_state state = {.protocol = QWEN_PROTOCOL, .phase = QWEN_ENGINE_LOADING};
-	loading		l = {s, &state, 0};
-	qwen_error	err;
+	loading l = {s, &state, 0};
+	qwen_error err;
 
 	send_state(s, &state);
 	if (qwen_engine_open(&s->options, on_progress, &l, &s->engine, &err) == QWEN_OK)
@@ -231,8 +231,8 @@ on_each(void *arg, uint64_t id, const qwen_progress *progress)
 static bool
 take_inbox(qwen_server *s, bool idle, qwen_bytes *inbox, bool *progress_due)
 {
-	qwen_bytes	empty = *inbox;
-	bool		go_on;
+	qwen_bytes empty = *inbox;
+	bool go_on;
 
 	empty.len = 0;
 	pthread_mutex_lock(&s->lock);
@@ -279,7 +279,7 @@ apply(qwen_server *s, qwen_bytes *inbox)
 static void
 publish(qwen_server *s)
 {
-	bool		anything;
+	bool anything;
 
 	pthread_mutex_lock(&s->lock);
 	qwen_engine_heartbeat(s->engine, &s->heartbeat);
@@ -292,10 +292,9 @@ publish(qwen_server *s)
 static void
 run(qwen_server *s)
 {
-	qwen_bytes	inbox = {0};
-	qwen_error	err;
-	bool		ran = false,
-				progress_due;
+	qwen_bytes inbox = {0};
+	qwen_error err;
+	bool ran = false, progress_due;
 
 	while (take_inbox(s, !ran, &inbox, &progress_due))
 	{

@@ -14,13 +14,13 @@
 /* What the events of one sequence gave. */
 typedef struct seen
 {
-	qwen_bytes	text;
-	qwen_done	done;
-	int32_t		ids[512];
-	size_t		n_ids;
-	int			n_pieces;
-	bool		ended;
-	qwen_error	error;
+	qwen_bytes text;
+	qwen_done done;
+	int32_t ids[512];
+	size_t n_ids;
+	int n_pieces;
+	bool ended;
+	qwen_error error;
 } seen;
 
 static qwen_engine *engine;
@@ -63,10 +63,13 @@ listen_with_window(uint64_t window)
 static int
 start(void **state)
 {
-	const qwen_model_options options = {
-		.path = MODEL, .device_map = "auto", .kernels = "auto", .dtype = "auto", .max_sequences = 32, .step_tokens = 64
-	};
-	qwen_error	err;
+	const qwen_model_options options = {.path = MODEL,
+										.device_map = "auto",
+										.kernels = "auto",
+										.dtype = "auto",
+										.max_sequences = 32,
+										.step_tokens = 64};
+	qwen_error err;
 
 	if (qwen_engine_open(&options, NULL, NULL, &engine, &err) == QWEN_OK)
 		return 0;
@@ -94,22 +97,25 @@ clear(void **state)
 static qwen_request
 ask(uint64_t id, uint32_t kind, const char *prompt, int32_t max_tokens)
 {
-	return (qwen_request) {
-		.id = id,
-		.head = {
-			.protocol = QWEN_PROTOCOL, .kind = kind, .max_tokens = max_tokens, .top_k = QWEN_UNSET_INT,
-			.top_p = QWEN_UNSET_FLOAT, .min_p = QWEN_UNSET_FLOAT, .presence_penalty = QWEN_UNSET_FLOAT,
-			.frequency_penalty = QWEN_UNSET_FLOAT, .repetition_penalty = QWEN_UNSET_FLOAT
-		},
-		.prompt = prompt, .prompt_len = strlen(prompt)
-	};
+	return (qwen_request){.id = id,
+						  .head = {.protocol = QWEN_PROTOCOL,
+								   .kind = kind,
+								   .max_tokens = max_tokens,
+								   .top_k = QWEN_UNSET_INT,
+								   .top_p = QWEN_UNSET_FLOAT,
+								   .min_p = QWEN_UNSET_FLOAT,
+								   .presence_penalty = QWEN_UNSET_FLOAT,
+								   .frequency_penalty = QWEN_UNSET_FLOAT,
+								   .repetition_penalty = QWEN_UNSET_FLOAT},
+						  .prompt = prompt,
+						  .prompt_len = strlen(prompt)};
 }
 
 static void
 submit(const qwen_request *request)
 {
 	qwen_sequence *seq;
-	qwen_error	err;
+	qwen_error err;
 
 	assert_ok(qwen_engine_prepare(engine, request, &seq, &err), err);
 	qwen_engine_submit(engine, seq);
@@ -118,8 +124,8 @@ submit(const qwen_request *request)
 static void
 run_all(void)
 {
-	qwen_error	err;
-	bool		ran = true;
+	qwen_error err;
+	bool ran = true;
 
 	while (ran)
 		assert_ok(qwen_engine_step(engine, &ran, &err), err);
@@ -155,10 +161,9 @@ a_prompt_is_answered(void **state)
 static void
 an_answer_does_not_depend_on_the_batch(void **state)
 {
-	static const char *const prompts[] = {
-		"Describe these countries: France, Japan.", "What is 17 + 25?", "Translate to French: thank you",
-		"Write SQL that counts the rows of the table orders."
-	};
+	static const char *const prompts[] = {"Describe these countries: France, Japan.", "What is 17 + 25?",
+										  "Translate to French: thank you",
+										  "Write SQL that counts the rows of the table orders."};
 
 	for (int hot = 0; hot < 2; hot++)
 	{
@@ -192,9 +197,9 @@ static void
 a_stream_comes_in_pieces_and_waits_for_credit(void **state)
 {
 	qwen_request r = ask(1, QWEN_KIND_GENERATE, "Describe these countries: France, Japan.", 100);
-	uint64_t	consumed = 0;
-	bool		ran;
-	qwen_error	err;
+	uint64_t consumed = 0;
+	bool ran;
+	qwen_error err;
 
 	submit(&r);
 	run_all();
@@ -233,7 +238,7 @@ what_the_reader_has_is_left_out(void **state)
 		qwen_request again = r;
 
 		qwen_bytes_free(&results[2].text);
-		results[2] = (seen) {0};
+		results[2] = (seen){0};
 		again.id = 2;
 		again.head.skip = skip;
 		again.head.flags = skip % 2 ? QWEN_FLAG_STREAM : 0;
@@ -272,8 +277,8 @@ limits_are_kept(void **state)
 {
 	qwen_request r = ask(1, QWEN_KIND_GENERATE, "Describe these countries: France, Japan.", 5);
 	qwen_sequence *seq;
-	qwen_error	err;
-	qwen_bytes	text = {0};
+	qwen_error err;
+	qwen_bytes text = {0};
 
 	submit(&r);
 	run_all();
@@ -301,7 +306,7 @@ bad_requests_are_refused(void **state)
 	static const char *const empty[] = {""};
 	qwen_request r = ask(1, QWEN_KIND_COMPLETE, "", 5);
 	qwen_sequence *seq;
-	qwen_error	err;
+	qwen_error err;
 
 	assert_int_equal(qwen_engine_prepare(engine, &r, &seq, &err), QWEN_INVALID);
 	assert_null(seq);
@@ -327,8 +332,8 @@ bad_requests_are_refused(void **state)
 static void
 cancelled_sequences_are_gone_at_once(void **state)
 {
-	bool		ran;
-	qwen_error	err;
+	bool ran;
+	qwen_error err;
 
 	for (uint64_t id = 1; id <= 40; id++)
 	{
@@ -341,7 +346,7 @@ cancelled_sequences_are_gone_at_once(void **state)
 		assert_ok(qwen_engine_step(engine, &ran, &err), err);
 	for (uint64_t id = 1; id <= 40; id++)
 		qwen_engine_cancel(engine, id);
-	qwen_engine_cancel(engine, 1);	/* unknown by now */
+	qwen_engine_cancel(engine, 1); /* unknown by now */
 	assert_nothing_left();
 	run_all();
 	for (int id = 1; id <= 40; id++)
@@ -353,7 +358,7 @@ requests_without_a_model_go_the_same_way(void **state)
 {
 	qwen_request r = ask(1, QWEN_KIND_TOKENIZE, "<|im_end|> is data", 1);
 	const int32_t *ids;
-	size_t		n;
+	size_t n;
 
 	submit(&r);
 	ids = (const int32_t *) results[1].text.data;
@@ -376,9 +381,9 @@ requests_without_a_model_go_the_same_way(void **state)
 static void
 a_chat_gives_a_message(void **state)
 {
-	json_t	   *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "What is 17 + 25?");
+	json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "What is 17 + 25?");
 	qwen_request r = ask(1, QWEN_KIND_CHAT, "", 40);
-	json_t	   *message;
+	json_t *message;
 
 	r.prompt = NULL;
 	r.messages = messages;
@@ -413,7 +418,7 @@ main(void)
 		cmocka_unit_test_setup(requests_without_a_model_go_the_same_way, clear),
 		cmocka_unit_test_setup(a_chat_gives_a_message, clear),
 	};
-	int			rc = cmocka_run_group_tests(tests, start, stop);
+	int rc = cmocka_run_group_tests(tests, start, stop);
 
 	return rc;
 }

@@ -9,15 +9,15 @@
 
 typedef struct payload
 {
-	char		bytes[1024];
-	size_t		len;
+	char bytes[1024];
+	size_t len;
 } payload;
 
 static payload
 begin(uint32_t kind)
 {
 	qwen_request_header head = {.protocol = QWEN_PROTOCOL, .kind = kind, .max_tokens = 3, .skip = 5};
-	payload		p = {.len = sizeof(head)};
+	payload p = {.len = sizeof(head)};
 
 	memcpy(p.bytes, &head, sizeof(head));
 	return p;
@@ -39,7 +39,7 @@ add(payload *p, uint32_t tag, const void *data, size_t len)
 static qwen_status
 decode(const payload *p, size_t len, qwen_decoded *d, char **copy)
 {
-	qwen_error	err;
+	qwen_error err;
 
 	*copy = malloc(len ? len : 1);
 	memcpy(*copy, p->bytes, len);
@@ -50,9 +50,9 @@ static void
 a_request_arrives_whole(void **state)
 {
 	const int32_t ids[] = {1, 2, 3};
-	payload		p = begin(QWEN_KIND_CHAT);
+	payload p = begin(QWEN_KIND_CHAT);
 	qwen_decoded d;
-	char	   *copy;
+	char *copy;
 
 	add(&p, QWEN_FIELD_MESSAGES, "[{\"role\":\"user\"}]", 17);
 	add(&p, QWEN_FIELD_TOOLS, "[]", 2);
@@ -72,7 +72,7 @@ a_request_arrives_whole(void **state)
 	free(copy);
 
 	p = begin(QWEN_KIND_DETOKENIZE);
-	add(&p, QWEN_FIELD_PROMPT, "odd", 3);	/* the ids start at an odd address */
+	add(&p, QWEN_FIELD_PROMPT, "odd", 3); /* the ids start at an odd address */
 	add(&p, QWEN_FIELD_IDS, ids, sizeof(ids));
 	assert_int_equal(decode(&p, p.len, &d, &copy), QWEN_OK);
 	assert_int_equal(d.request.n_ids, 3);
@@ -84,9 +84,9 @@ a_request_arrives_whole(void **state)
 static void
 every_cut_is_refused(void **state)
 {
-	payload		p = begin(QWEN_KIND_CHAT);
+	payload p = begin(QWEN_KIND_CHAT);
 	qwen_decoded d;
-	char	   *copy;
+	char *copy;
 
 	add(&p, QWEN_FIELD_MESSAGES, "[]", 2);
 	add(&p, QWEN_FIELD_STOP, "stop", 4);
@@ -104,7 +104,7 @@ static void
 assert_refused(const payload *p)
 {
 	qwen_decoded d;
-	char	   *copy;
+	char *copy;
 
 	assert_int_equal(decode(p, p->len, &d, &copy), QWEN_INVALID);
 	free(copy);
@@ -113,36 +113,36 @@ assert_refused(const payload *p)
 static void
 nonsense_is_refused(void **state)
 {
-	payload		p = begin(QWEN_KIND_GENERATE);
-	uint32_t	huge = UINT32_MAX;
+	payload p = begin(QWEN_KIND_GENERATE);
+	uint32_t huge = UINT32_MAX;
 
-	assert_refused(&p);			/* no prompt */
+	assert_refused(&p); /* no prompt */
 	add(&p, 99, "x", 1);
-	assert_refused(&p);			/* unknown field */
+	assert_refused(&p); /* unknown field */
 
 	p = begin(QWEN_KIND_GENERATE);
 	add(&p, QWEN_FIELD_PROMPT, "hi", 2);
 	memcpy(p.bytes + sizeof(qwen_request_header) + sizeof(uint32_t), &huge, sizeof(huge));
-	assert_refused(&p);			/* a field longer than the payload */
+	assert_refused(&p); /* a field longer than the payload */
 
 	p = begin(QWEN_KIND_CHAT);
 	add(&p, QWEN_FIELD_MESSAGES, "{}", 2);
-	assert_refused(&p);			/* an object is no array */
+	assert_refused(&p); /* an object is no array */
 	p = begin(QWEN_KIND_CHAT);
 	add(&p, QWEN_FIELD_MESSAGES, "[", 1);
 	assert_refused(&p);
 	p = begin(QWEN_KIND_DETOKENIZE);
 	add(&p, QWEN_FIELD_IDS, "abcde", 5);
-	assert_refused(&p);			/* not whole ids */
+	assert_refused(&p); /* not whole ids */
 	p = begin(1234);
 	add(&p, QWEN_FIELD_PROMPT, "hi", 2);
-	assert_refused(&p);			/* unknown kind */
+	assert_refused(&p); /* unknown kind */
 }
 
 static void
 stop_strings_have_a_limit(void **state)
 {
-	payload		p = begin(QWEN_KIND_GENERATE);
+	payload p = begin(QWEN_KIND_GENERATE);
 
 	add(&p, QWEN_FIELD_PROMPT, "hi", 2);
 	for (int i = 0; i < 65; i++)

@@ -13,11 +13,12 @@
 static const qwen_sampling greedy = {.top_p = 1, .repetition_penalty = 1};
 
 static int32_t
-choose(const qwen_sampling *p, const float *logits, const bool *allowed, const int32_t *tokens, int32_t n, int32_t n_prompt)
+choose(const qwen_sampling *p, const float *logits, const bool *allowed, const int32_t *tokens, int32_t n,
+	   int32_t n_prompt)
 {
 	qwen_sampler *s = qwen_sampler_new(VOCAB, allowed);
-	float		copy[VOCAB];
-	int32_t		id;
+	float copy[VOCAB];
+	int32_t id;
 
 	assert_non_null(s);
 	memcpy(copy, logits, sizeof(copy));
@@ -41,7 +42,7 @@ static void
 masked_rows_are_never_chosen(void **state)
 {
 	const float logits[VOCAB] = {0, 3, 1, 3, 2, -1, 0, 9};
-	const bool	allowed[VOCAB] = {true, false, true, true, true, true, true, false};
+	const bool allowed[VOCAB] = {true, false, true, true, true, true, true, false};
 	qwen_sampling hot = {.temperature = 50, .top_p = 1, .repetition_penalty = 1};
 
 	assert_int_equal(choose(&greedy, logits, allowed, NULL, 0, 0), 3);
@@ -55,7 +56,7 @@ masked_rows_are_never_chosen(void **state)
 static void
 penalties_follow_their_definitions(void **state)
 {
-	const int32_t tokens[] = {1, 2, 2, 3};	/* prompt 1 2, output 2 3 */
+	const int32_t tokens[] = {1, 2, 2, 3}; /* prompt 1 2, output 2 3 */
 	const float positive[VOCAB] = {1.9f, 4, 1, 1, 0, 0, 0, 0};
 	const float negative[VOCAB] = {-3, -1.6f, -9, -9, -9, -9, -9, -9};
 	const float twice[VOCAB] = {1.2f, 0, 2, 0, 0, 0, 0, 0};
@@ -78,7 +79,7 @@ penalties_follow_their_definitions(void **state)
 	p.presence_penalty = 0;
 	p.frequency_penalty = 0.5f;
 	assert_int_equal(choose(&p, twice, NULL, tokens, 4, 2), 2);
-	assert_int_equal(choose(&p, twice, NULL, tokens, 4, 0), 0);	/* both occurrences are output now */
+	assert_int_equal(choose(&p, twice, NULL, tokens, 4, 0), 0); /* both occurrences are output now */
 }
 
 /* Shares of 20,000 draws with different seeds. */
@@ -86,13 +87,13 @@ static void
 shares(const qwen_sampling *base, const float *logits, double share[VOCAB])
 {
 	qwen_sampler *s = qwen_sampler_new(VOCAB, NULL);
-	const int	n = 20000;
+	const int n = 20000;
 
 	memset(share, 0, VOCAB * sizeof(double));
 	for (int i = 0; i < n; i++)
 	{
 		qwen_sampling p = *base;
-		float		copy[VOCAB];
+		float copy[VOCAB];
 
 		p.seed = (uint64_t) i;
 		memcpy(copy, logits, sizeof(copy));
@@ -111,9 +112,9 @@ assert_share(double got, double want)
 static void
 draws_follow_the_softmax(void **state)
 {
-	float		logits[VOCAB];
+	float logits[VOCAB];
 	const double p[VOCAB] = {0.30, 0.25, 0.15, 0.10, 0.08, 0.06, 0.04, 0.02};
-	double		share[VOCAB];
+	double share[VOCAB];
 	qwen_sampling s = {.temperature = 1, .top_p = 1, .repetition_penalty = 1};
 
 	for (int i = 0; i < VOCAB; i++)
@@ -131,9 +132,9 @@ draws_follow_the_softmax(void **state)
 static void
 truncation_keeps_a_prefix(void **state)
 {
-	float		logits[VOCAB];
+	float logits[VOCAB];
 	const double p[VOCAB] = {0.02, 0.25, 0.15, 0.10, 0.08, 0.06, 0.04, 0.30};
-	double		share[VOCAB];
+	double share[VOCAB];
 	qwen_sampling s = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_k = 2};
 
 	for (int i = 0; i < VOCAB; i++)
@@ -163,7 +164,7 @@ truncation_keeps_a_prefix(void **state)
 	assert_true(share[3] == 0);
 
 	/* top_p counts within what top_k has left */
-	s = (qwen_sampling) {.temperature = 1, .top_p = 0.5f, .repetition_penalty = 1, .top_k = 2};
+	s = (qwen_sampling){.temperature = 1, .top_p = 0.5f, .repetition_penalty = 1, .top_k = 2};
 	shares(&s, logits, share);
 	assert_true(share[7] > 0.999);
 }
@@ -172,7 +173,7 @@ static void
 ties_at_the_border_of_top_k_are_kept(void **state)
 {
 	const float logits[VOCAB] = {1, 5, 4, 4, 4, 0, 0, 0};
-	double		share[VOCAB];
+	double share[VOCAB];
 	const qwen_sampling s = {.temperature = 10, .top_p = 1, .repetition_penalty = 1, .top_k = 2};
 
 	shares(&s, logits, share);
@@ -183,13 +184,13 @@ ties_at_the_border_of_top_k_are_kept(void **state)
 static void
 uniform_numbers_are_a_function_of_seed_and_counter(void **state)
 {
-	double		sum = 0;
+	double sum = 0;
 
 	/* first output words of Philox4x32-10 for key 0, counter 0 (published known answer 6627e8d5 e169c58d) */
 	assert_true(qwen_uniform(0, 0) == (double) (0x6627e8d5e169c58dULL >> 11) * 0x1.0p-53);
 	for (uint64_t i = 0; i < 10000; i++)
 	{
-		double		u = qwen_uniform(42, i);
+		double u = qwen_uniform(42, i);
 
 		assert_true(u >= 0 && u < 1);
 		sum += u;

@@ -37,7 +37,7 @@ make(uint64_t id, int32_t n_prompt, int32_t max_tokens, int32_t priority)
 static int
 play_step(qwen_scheduler *s)
 {
-	int			got = 0;
+	int got = 0;
 
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{
@@ -58,7 +58,7 @@ play_step(qwen_scheduler *s)
 static void
 check_batch(const qwen_scheduler *s)
 {
-	int32_t		at = 0;
+	int32_t at = 0;
 
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{
@@ -131,9 +131,9 @@ admission_never_takes_more_than_there_is(void **state)
 	qwen_scheduler s = start();
 	qwen_sequence *first = make(1, 64, 32, 0);
 
-	qwen_scheduler_add(&s, first);	/* 6 of 10 blocks */
-	qwen_scheduler_add(&s, make(2, 64, 32, 0));	/* must wait */
-	qwen_scheduler_add(&s, make(3, 5, 5, 0));	/* would fit, but never overtakes */
+	qwen_scheduler_add(&s, first);              /* 6 of 10 blocks */
+	qwen_scheduler_add(&s, make(2, 64, 32, 0)); /* must wait */
+	qwen_scheduler_add(&s, make(3, 5, 5, 0));   /* would fit, but never overtakes */
 	qwen_scheduler_build(&s);
 	assert_int_equal(s.n_running, 1);
 	assert_int_equal(s.pool.n_free, 4);
@@ -210,16 +210,17 @@ static void
 random_traffic_keeps_the_books(void **state)
 {
 	qwen_scheduler s = start();
-	uint32_t	x = 1;
-	uint64_t	next_id = 1;
+	uint32_t x = 1;
+	uint64_t next_id = 1;
 
 	for (int step = 0; step < 10000; step++)
 	{
-		bool		taken[KV_BLOCKS] = {false};
+		bool taken[KV_BLOCKS] = {false};
 
 		x = x * 1664525u + 1013904223u;
 		if ((x >> 28) < 6 && qwen_scheduler_waiting(&s) < 5)
-			qwen_scheduler_add(&s, make(next_id++, 1 + (int32_t) (x >> 8) % 90, 1 + (int32_t) (x >> 16) % 30, (int32_t) (x % 3) - 1));
+			qwen_scheduler_add(
+				&s, make(next_id++, 1 + (int32_t) (x >> 8) % 90, 1 + (int32_t) (x >> 16) % 30, (int32_t) (x % 3) - 1));
 		if (qwen_scheduler_build(&s))
 		{
 			check_batch(&s);

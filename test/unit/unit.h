@@ -18,10 +18,11 @@
 
 #include "engine/error.h"
 
-#define assert_ok(call, err) \
-	do { \
-		if ((call) != QWEN_OK) \
-			fail_msg("%s: %s (%s)", #call, (err).message, (err).detail); \
+#define assert_ok(call, err)                                                                                           \
+	do                                                                                                                 \
+	{                                                                                                                  \
+		if ((call) != QWEN_OK)                                                                                         \
+			fail_msg("%s: %s (%s)", #call, (err).message, (err).detail);                                               \
 	} while (0)
 
 #endif
