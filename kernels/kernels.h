@@ -34,6 +34,10 @@ typedef enum qwen_dtype
 /* Tokens in one block of the paged KV cache. */
 #define QWEN_KV_BLOCK 16
 
+/* Bounds that attention kernels size their tiles by; configurations beyond them are refused. */
+#define QWEN_MAX_HEAD_DIM 512
+#define QWEN_MAX_GROUP 64		/* query heads that share one kv head */
+
 /* A weight matrix W[n, k] as the device keeps it; `data` may be packed in the device's own layout. */
 typedef struct qwen_matrix
 {
@@ -100,7 +104,10 @@ typedef struct qwen_ops
 	/* The type in which the device stores a matrix that came as `source`, and the bytes it takes. */
 	qwen_dtype	(*matrix_dtype) (const qwen_device *dev, qwen_dtype source);
 	size_t		(*matrix_bytes) (const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
-	/* Stores rows [row, row + n_rows) of *m from host memory src[n_rows, k] of type source. */
+	/*
+	 * Stores rows [row, row + n_rows) of *m from host memory src[n_rows, k] of type source.  False when a value does not
+	 * fit m->dtype (float16 alone can be too narrow) or the device has failed.
+	 */
 	bool		(*matrix_upload) (qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
 								  qwen_dtype source);
 	/* Stores a vector (norm weight, bias) of n elements as float: d_dst[n]. */
@@ -155,6 +162,9 @@ void		qwen_device_close(qwen_device *dev);
 /* The sets compiled into this build, NULL-terminated, best first, and whether this processor can run one. */
 const char *const *qwen_kernel_sets(void);
 bool		qwen_kernel_set_usable(const char *name, char *why, size_t whylen);
+
+/* Cores that this process may use, at least 1. */
+int			qwen_cpu_count(void);
 
 size_t		qwen_dtype_bytes(qwen_dtype dtype);
 const char *qwen_dtype_name(qwen_dtype dtype);

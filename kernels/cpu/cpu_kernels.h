@@ -1,0 +1,51 @@
+/*
+ * cpu_kernels.h
+ *	  The body of the threaded sets, compiled once for each instruction set.
+ *
+ * Each cpu_<set>.c is built with its own compiler flags, defines CPU_OPS (the
+ * name of its table) and CPU_NAME, and includes this file; the vector width
+ * follows from the flags.  Everything is static but the table, so that no
+ * function compiled for one instruction set is ever linked into another.
+ *
+ * Weights stay in the type they came in, activations are float, the KV cache
+ * is bfloat16.
+ */
+#include <math.h>
+#include <stdbool.h>
+
+#include "cpu_vec.h"
+
+#include "../host.h"
+#include "../sets.h"
+#include "pool.h"
+
+#include "cpu_linear.h"
+#include "cpu_rows.h"
+#include "cpu_attention.h"
+
+static qwen_dtype
+cpu_matrix_dtype(const qwen_device *dev, qwen_dtype source)
+{
+	return source;
+}
+
+const qwen_ops CPU_OPS = {
+	.name = CPU_NAME,
+	.alloc = qwen_host_alloc,
+	.free = qwen_host_free,
+	.upload = qwen_host_upload,
+	.download = qwen_host_download,
+	.synchronize = qwen_host_synchronize,
+	.matrix_dtype = cpu_matrix_dtype,
+	.matrix_bytes = qwen_host_matrix_bytes,
+	.matrix_upload = qwen_host_matrix_upload,
+	.vector_upload = qwen_host_vector_upload,
+	.embed = cpu_embed,
+	.add_rmsnorm = cpu_add_rmsnorm,
+	.linear = cpu_linear,
+	.qk_rope_store = cpu_qk_rope_store,
+	.attention = cpu_attention,
+	.swiglu = cpu_swiglu,
+	.gather = cpu_gather,
+	.logits = cpu_logits,
+};

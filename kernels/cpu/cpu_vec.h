@@ -1,0 +1,233 @@
+/*
+ * cpu_vec.h
+ *	  The vector of floats that the kernels are written in: 16, 8 or 4 wide.
+ *
+ * Arithmetic uses the compiler's vector operators; what they cannot say
+ * (conversions of 16-bit types, maximum, horizontal sums) stands here once
+ * for each width.  Included by each cpu_<set>.c, never by anything else.
+ *
+ * Sums across a vector always add halves: lane i to lane i + VL/2, and so on.
+ */
+#ifndef QWEN_CPU_VEC_H
+#define QWEN_CPU_VEC_H
+
+/*
+ * The build allows reassociation for plain loops; here the order of every sum is the contract (a row has the same bits
+ * in any batch), and it is written out in vectors, so the compiler must keep it.
+ */
+#if defined(__clang__)
+#pragma clang fp reassociate(off)
+#else
+#pragma GCC optimize("no-associative-math")
+#endif
+
+#include <stdint.h>
+#include <string.h>
+#include <immintrin.h>
+
+#include "../convert.h"
+#include "../kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+
+#define VL 16
+typedef __m512 vf;
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint16_t vhalf __attribute__((vector_size(32)));
+
+INLINE vf
+vf_max(vf a, vf b)
+{
+	return _mm512_max_ps(a, b);
+}
+
+INLINE vf
+vf_from_bf16(vhalf h)
+{
+	return (vf) ((vi) _mm512_cvtepu16_epi32((__m256i) h) << 16);
+}
+
+INLINE vf
+vf_from_f16(vhalf h)
+{
+	return _mm512_cvtph_ps((__m256i) h);
+}
+
+INLINE float
+vf_reduce_add(vf v)
+{
+	__m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+	__m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+
+	b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+	return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+
+#elif defined(__AVX2__)
+
+#define VL 8
+typedef __m256 vf;
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef uint16_t vhalf __attribute__((vector_size(16)));
+
+INLINE vf
+vf_max(vf a, vf b)
+{
+	return _mm256_max_ps(a, b);
+}
+
+INLINE vf
+vf_from_bf16(vhalf h)
+{
+	return (vf) ((vi) _mm256_cvtepu16_epi32((__m128i) h) << 16);
+}
+
+INLINE vf
+vf_from_f16(vhalf h)
+{
+	return _mm256_cvtph_ps((__m128i) h);
+}
+
+INLINE float
+vf_reduce_add(vf v)
+{
+	__m128 b = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+
+	b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+	return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+
+#else
+
+#define VL 4
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef uint16_t vhalf __attribute__((vector_size(8)));
+
+INLINE vf
+vf_max(vf a, vf b)
+{
+	vi m = a > b;
+
+	return (vf) (((vi) a & m) | ((vi) b & ~m));
+}
+
+INLINE vf
+vf_from_bf16(vhalf h)
+{
+	return (vf) (__builtin_convertvector(h, vi) << 16);
+}
+
+/* As qwen_f16_float, four at a time. */
+INLINE vf
+vf_from_f16(vhalf h)
+{
+	vi u = __builtin_convertvector(h, vi);
+	vi sign = (u & 0x8000) << 16;
+	vi rest = (u & 0x7fff) << 13;
+	vi special = (rest >= (0x7c00 << 13)) & 0x7f800000;
+
+	return (vf) ((vi) ((vf) rest * 0x1p112f) | special | sign);
+}
+
+INLINE float
+vf_reduce_add(vf v)
+{
+	return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+#endif
+
+INLINE vf
+vf_set(float f)
+{
+	return (vf){0} + f;
+}
+
+INLINE vf
+vf_load(const float *p)
+{
+	vf v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+INLINE void
+vf_store(float *p, vf v)
+{
+	memcpy(p, &v, sizeof(v));
+}
+
+/* VL elements of an array of the given type, from element i on. `dtype` is a constant wherever this is used. */
+INLINE vf
+vf_load_as(const void *p, int64_t i, qwen_dtype dtype)
+{
+	vhalf h;
+
+	if (dtype == QWEN_F32)
+		return vf_load((const float *) p + i);
+	memcpy(&h, (const uint16_t *) p + i, sizeof(h));
+	return dtype == QWEN_BF16 ? vf_from_bf16(h) : vf_from_f16(h);
+}
+
+/* The same for the last `count` < VL elements; the other lanes are 0. */
+INLINE vf
+vf_load_tail(const void *p, int64_t i, int64_t count, qwen_dtype dtype)
+{
+	float part[VL] = {0}; /* as large as a vector of any of the types, and zero is zero in all */
+	size_t size = dtype == QWEN_F32 ? 4 : 2;
+
+	memcpy(part, (const char *) p + (size_t) i * size, (size_t) count * size);
+	return vf_load_as(part, 0, dtype);
+}
+
+INLINE void
+vf_store_tail(float *p, vf v, int64_t count)
+{
+	memcpy(p, &v, (size_t) count * sizeof(float));
+}
+
+/*
+ * exp(x) to about 2 units in the last place.  x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by its Taylor series, whose
+ * first term left out is r^8 / 8! < 6e-9; 2^n by writing n into the exponent.  Arguments are held to [-87, 88], so the
+ * result is neither 0 nor infinite.
+ */
+INLINE vf
+vf_exp(vf x)
+{
+	vf n, r, p;
+	vi k;
+
+	x = -vf_max(-vf_max(x, vf_set(-87.0f)), vf_set(-88.0f));
+	k = __builtin_convertvector(x * 1.44269504f + 128.5f, vi) - 128; /* the sum is positive: truncation is floor */
+	n = __builtin_convertvector(k, vf);
+	r = x - n * 0.693359375f; /* ln 2 in two parts, the first exact in few bits */
+	r = r - n * -2.12194440e-4f;
+	p = r * (1.0f / 5040) + 1.0f / 720;
+	p = p * r + 1.0f / 120;
+	p = p * r + 1.0f / 24;
+	p = p * r + 1.0f / 6;
+	p = p * r + 0.5f;
+	p = p * r + 1.0f;
+	p = p * r + 1.0f;
+	return p * (vf) ((k + 127) << 23);
+}
+
+/* sum of a[i] b[i], i < n */
+INLINE float
+dot(const float *a, const float *b, int64_t n)
+{
+	vf sum = {0};
+	int64_t i = 0;
+
+	for (; i + VL <= n; i += VL)
+		sum += vf_load(a + i) * vf_load(b + i);
+	if (i < n)
+		sum += vf_load_tail(a, i, n - i, QWEN_F32) * vf_load_tail(b, i, n - i, QWEN_F32);
+	return vf_reduce_add(sum);
+}
+
+#endif

@@ -1,0 +1,26 @@
+/*
+ * host.h
+ *	  Device memory of the processors whose memory is the process's own, and
+ *	  storing of weights there.  Shared by ref/ and cpu/.
+ */
+#ifndef QWEN_HOST_H
+#define QWEN_HOST_H
+
+#include "kernels.h"
+
+void *qwen_host_alloc(qwen_device *dev, size_t bytes);
+void qwen_host_free(qwen_device *dev, void *p, size_t bytes);
+bool qwen_host_upload(qwen_device *dev, void *dst, const void *src, size_t bytes);
+bool qwen_host_download(qwen_device *dev, void *dst, const void *src, size_t bytes);
+bool qwen_host_synchronize(qwen_device *dev);
+
+/* Row-major, without padding. */
+size_t qwen_host_matrix_bytes(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
+bool qwen_host_matrix_upload(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
+							 qwen_dtype source);
+bool qwen_host_vector_upload(qwen_device *dev, float *dst, const void *src, qwen_dtype source, int64_t n);
+
+/* dst[n] = src[n], widened. */
+void qwen_widen(float *dst, const void *src, qwen_dtype source, int64_t n);
+
+#endif

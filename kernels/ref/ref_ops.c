@@ -1,0 +1,35 @@
+/*
+ * ref_ops.c
+ *	  The oracle's table. Matrices are widened to float when they are stored.
+ */
+#include "ref.h"
+
+#include "../host.h"
+#include "../sets.h"
+
+static qwen_dtype
+matrix_dtype(const qwen_device *dev, qwen_dtype source)
+{
+	return QWEN_F32;
+}
+
+const qwen_ops qwen_ops_ref = {
+	.name = "ref",
+	.alloc = qwen_host_alloc,
+	.free = qwen_host_free,
+	.upload = qwen_host_upload,
+	.download = qwen_host_download,
+	.synchronize = qwen_host_synchronize,
+	.matrix_dtype = matrix_dtype,
+	.matrix_bytes = qwen_host_matrix_bytes,
+	.matrix_upload = qwen_host_matrix_upload,
+	.vector_upload = qwen_host_vector_upload,
+	.embed = qwen_ref_embed,
+	.add_rmsnorm = qwen_ref_add_rmsnorm,
+	.linear = qwen_ref_linear,
+	.qk_rope_store = qwen_ref_qk_rope_store,
+	.attention = qwen_ref_attention,
+	.swiglu = qwen_ref_swiglu,
+	.gather = qwen_ref_gather,
+	.logits = qwen_ref_logits,
+};
