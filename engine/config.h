@@ -9,6 +9,7 @@
 #ifndef QWEN_CONFIG_H
 #define QWEN_CONFIG_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "error.h"
@@ -71,8 +72,5 @@ qwen_status qwen_config_parse(const char *config, size_t config_len, const char 
 uint64_t	qwen_config_parameters(const qwen_config *config);
 
 const char *qwen_arch_name(qwen_arch arch);
-
-/* rope[n_positions, head_dim]: cos | sin, scaling applied. */
-void		qwen_rope_table(const qwen_config *config, int n_positions, float *rope);
 
 #endif
