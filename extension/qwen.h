@@ -112,7 +112,7 @@ extern bool qwen_call_ready(QwenCall *call);
 extern void qwen_call_release(QwenCall *call);
 
 /* Raises an error of the engine as SQL error. */
-extern void qwen_raise(const qwen_wire_error *error) pg_attribute_noreturn();
+pg_noreturn extern void qwen_raise(const qwen_wire_error *error);
 
 /* The worker's and engine's state, a consistent copy. */
 typedef struct QwenStatus
@@ -163,6 +163,7 @@ typedef struct QwenOptions
 {
 	qwen_request_header head;	/* kind and n_fields are set by the caller */
 	const char *system;			/* NULL: none */
+	bool		system_given;	/* by the caller, not by qwen.system */
 	List	   *stop;			/* of text */
 	QwenOnError on_error;
 } QwenOptions;

@@ -1,0 +1,536 @@
+/*-------------------------------------------------------------------------
+ *
+ * client.c
+ *	  A backend's calls: submit, receive, release.
+ *
+ * A call takes a slot and a chunk of the arena, fills both, publishes the
+ * request and sleeps on its latch until the worker has appended something to
+ * its reply (shared.h has the protocol).  Nothing of a request is visible to
+ * others until it is complete, so wherever a call is interrupted there is
+ * only its own slot to give back.
+ *
+ * A slot is given back in one of three ways, whichever comes first: by the
+ * call itself when the last record has been taken or when its user lets go of
+ * it; by the resource owner that the call belongs to (error, ROLLBACK,
+ * sub-transaction, closed cursor); by the process's exit.  The worker looks
+ * once a second for owners that ended without any of these.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+#include "shared.h"
+
+/* While waiting, look this often whether the worker is alive; and call it lost after this long without one. */
+#define LIVENESS_MS 5000
+#define WORKER_LOST_MS 30000
+
+struct QwenCall
+{
+	dlist_node	link;			/* in `calls` */
+	ResourceOwner owner;
+	QwenSlot   *slot;			/* NULL: not taken yet, or given back */
+	uint32		length;			/* bytes of records in `records` */
+	uint32		next;			/* the first one that has not been handed out */
+	char		records[QWEN_REPLY_BYTES];
+};
+
+typedef enum Room
+{
+	ROOM_TAKEN,
+	ROOM_NO_TURN,				/* others were first */
+	ROOM_NO_SLOT,
+	ROOM_NO_MEMORY
+} Room;
+
+/* all calls of this process */
+static dlist_head calls = DLIST_STATIC_INIT(calls);
+static bool in_line = false;	/* this process is among the waiters */
+
+static void check_size(const StringInfo request);
+static void wait_until_ready(void);
+static bool is_serving(bool *failed, bool *worker_running);
+pg_noreturn static void raise_failed(void);
+pg_noreturn static void raise_not_ready(bool worker_running);
+static QwenCall *create_call(void);
+static Room take_room(QwenCall *call, Size size);
+static void wait_for_room(QwenCall *call, Size size, Room lack);
+static void sleep_in_line(TimestampTz deadline, Room lack);
+static void enter_line(void);
+static void leave_line(void);
+static void publish(QwenCall *call, const StringInfo request);
+static bool hand_out(QwenCall *call, QwenReply *reply);
+static bool take_replies(QwenCall *call);
+static uint64 data_bytes(const char *records, uint32 length);
+static void ask_for_credit(QwenSlot *slot);
+static void check_worker(void);
+static void register_cleanup(void);
+static void release_with_owner(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg);
+static void release_at_exit(int code, Datum arg);
+
+/* ---- submitting ---- */
+
+QwenCall *
+qwen_call_submit(const StringInfo request, bool nowait)
+{
+	Size		size;
+	QwenCall   *call;
+	Room		room;
+
+	qwen_check_preloaded();
+	check_size(request);
+	wait_until_ready();
+
+	size = qwen_chunk_size(request->len);
+	call = create_call();
+	room = take_room(call, size);
+	if (room != ROOM_TAKEN)
+	{
+		if (nowait)
+		{
+			qwen_call_release(call);
+			return NULL;
+		}
+		wait_for_room(call, size, room);
+	}
+	publish(call, request);
+	return call;
+}
+
+static void
+check_size(const StringInfo request)
+{
+	Size		size = qwen_chunk_size(request->len);
+
+	if (request->len < sizeof(qwen_request_header))
+		elog(ERROR, "request of %d bytes is shorter than its header", request->len);
+
+	if (size > qwen_shared->largest_chunk || request->len > QWEN_FRAME_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("request is too large for the queue"),
+				 errdetail("The request needs %zu bytes, the queue holds at most %zu bytes.",
+						   size, qwen_shared->largest_chunk),
+				 errhint("Raise qwen.queue_memory and restart the server.")));
+}
+
+/* Returns when requests are taken; raises 55000 when the model was refused or qwen.wait_ready is over. */
+static void
+wait_until_ready(void)
+{
+	static uint32 event = 0;
+	TimestampTz start = GetCurrentTimestamp();
+	bool		failed;
+	bool		worker_running;
+
+	if (is_serving(&failed, &worker_running))
+		return;
+
+	ConditionVariablePrepareToSleep(&qwen_shared->changed);
+	while (!is_serving(&failed, &worker_running))
+	{
+		long		left = qwen_wait_ready - TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
+
+		if (failed)
+			raise_failed();
+		if (left <= 0)
+			raise_not_ready(worker_running);
+		ConditionVariableTimedSleep(&qwen_shared->changed, left, qwen_wait_event("QwenModelLoad", &event));
+	}
+	ConditionVariableCancelSleep();
+}
+
+static bool
+is_serving(bool *failed, bool *worker_running)
+{
+	bool		serving;
+
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	serving = qwen_shared->serving;
+	*failed = qwen_shared->failed;
+	*worker_running = qwen_shared->worker_pid != 0;
+	LWLockRelease(qwen_control_lock());
+	return serving;
+}
+
+static void
+raise_failed(void)
+{
+	QwenStatus	status;
+	const qwen_wire_error *cause = &status.engine.error;
+
+	qwen_get_status(&status);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the model could not be loaded"),
+			 errdetail("The engine reported: %s.%s%s",
+					   cause->message, cause->detail[0] != '\0' ? " " : "", cause->detail),
+			 errhint("%s%sCorrect qwen.model or the setting at fault and call qwen_reload().",
+					 cause->hint, cause->hint[0] != '\0' ? " " : "")));
+}
+
+static void
+raise_not_ready(bool worker_running)
+{
+	QwenStatus	status;
+
+	if (!worker_running)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the qwen worker is not running"),
+				 errhint("The server log says why; max_worker_processes may be too low.")));
+
+	qwen_get_status(&status);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the model is not ready"),
+			 status.engine.total_bytes > 0 ?
+			 errdetail("The model is still loading, %d percent are done.",
+					   (int) (100.0 * status.engine.loaded_bytes / status.engine.total_bytes)) :
+			 status.last_error[0] != '\0' ? errdetail("The engine is being started; its predecessor %s.", status.last_error) :
+			 errdetail("The engine is being started."),
+			 errhint("Raise qwen.wait_ready to wait longer; qwen_status() shows the progress.")));
+}
+
+/* A call without a slot, known to all who clean up. */
+static QwenCall *
+create_call(void)
+{
+	QwenCall   *call;
+
+	register_cleanup();
+	call = MemoryContextAlloc(TopMemoryContext, sizeof(QwenCall));
+	call->owner = CurrentResourceOwner;
+	call->slot = NULL;
+	call->length = 0;
+	call->next = 0;
+	dlist_push_tail(&calls, &call->link);
+	return call;
+}
+
+/* Takes a slot and memory, both or none. */
+static Room
+take_room(QwenCall *call, Size size)
+{
+	QwenSlot   *slot;
+	dlist_head *waiters = &qwen_shared->waiters;
+
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	if (!dlist_is_empty(waiters) &&
+		dlist_head_element(QwenWaiter, link, waiters) != &qwen_waiters[qwen_my_procno()])
+	{
+		LWLockRelease(qwen_control_lock());
+		return ROOM_NO_TURN;
+	}
+	if (dlist_is_empty(&qwen_shared->free))
+	{
+		LWLockRelease(qwen_control_lock());
+		return ROOM_NO_SLOT;
+	}
+	slot = dlist_container(QwenSlot, link, dlist_pop_head_node(&qwen_shared->free));
+	qwen_slot_set_state(slot, QWEN_SLOT_RESERVED);
+	slot->owner_procno = qwen_my_procno();
+	slot->owner_pid = MyProcPid;
+	call->slot = slot;
+	LWLockRelease(qwen_control_lock());
+
+	slot->chunk = dsa_allocate_extended(qwen_arena(), size, DSA_ALLOC_HUGE | DSA_ALLOC_NO_OOM);
+	if (DsaPointerIsValid(slot->chunk))
+		return ROOM_TAKEN;
+
+	call->slot = NULL;
+	qwen_slot_give_back(slot);
+	return ROOM_NO_MEMORY;
+}
+
+/* Waits in line until slot and memory have been taken; raises 53000 when qwen.queue_timeout is over. */
+static void
+wait_for_room(QwenCall *call, Size size, Room lack)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), qwen_queue_timeout);
+
+	enter_line();
+	PG_TRY();
+	{
+		while ((lack = take_room(call, size)) != ROOM_TAKEN)
+			sleep_in_line(deadline, lack);
+	}
+	PG_FINALLY();
+	{
+		leave_line();
+	}
+	PG_END_TRY();
+}
+
+static void
+sleep_in_line(TimestampTz deadline, Room lack)
+{
+	static uint32 event = 0;
+	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+	if (left <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("the request queue is full"),
+				 lack == ROOM_NO_MEMORY ? errdetail("The memory for requests, %d kB, is used up.", qwen_queue_memory) :
+				 lack == ROOM_NO_SLOT ? errdetail("All %d requests are in use.", qwen_max_requests) :
+				 errdetail("Other calls have been waiting for a place for longer."),
+				 errhint("Raise qwen.max_requests or qwen.queue_memory, or wait longer with qwen.queue_timeout.")));
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, Min(left, LIVENESS_MS),
+					 qwen_wait_event("QwenQueueWait", &event));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	check_worker();
+}
+
+static void
+enter_line(void)
+{
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	dlist_push_tail(&qwen_shared->waiters, &qwen_waiters[qwen_my_procno()].link);
+	in_line = true;
+	LWLockRelease(qwen_control_lock());
+}
+
+/* The next in line may find what this one did not need. */
+static void
+leave_line(void)
+{
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	dlist_delete(&qwen_waiters[qwen_my_procno()].link);
+	in_line = false;
+	LWLockRelease(qwen_control_lock());
+	qwen_wake_first_waiter();
+}
+
+static void
+publish(QwenCall *call, const StringInfo request)
+{
+	QwenSlot   *slot = call->slot;
+	qwen_request_header head;
+
+	memcpy(qwen_slot_request(slot), request->data, request->len);
+	memcpy(&head, request->data, sizeof(head));
+
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	slot->userid = GetUserId();
+	slot->databaseid = MyDatabaseId;
+	slot->kind = head.kind;
+	slot->priority = head.priority;
+	slot->submitted = GetCurrentTimestamp();
+	slot->request_len = request->len;
+	LWLockAcquire(qwen_slot_lock(slot), LW_EXCLUSIVE);
+	slot->reply_len = 0;
+	slot->consumed = 0;
+	slot->taken = 0;
+	slot->credited = 0;
+	slot->deaths = 0;
+	memset(&slot->progress, 0, sizeof(slot->progress));
+	LWLockRelease(qwen_slot_lock(slot));
+	qwen_slot_set_state(slot, QWEN_SLOT_QUEUED);
+	dlist_push_tail(&qwen_shared->queue, &slot->link);
+	LWLockRelease(qwen_control_lock());
+
+	qwen_wake_worker();
+}
+
+/* ---- receiving ---- */
+
+void
+qwen_call_next(QwenCall *call, QwenReply *reply)
+{
+	static uint32 event = 0;
+
+	CHECK_FOR_INTERRUPTS();
+	while (!hand_out(call, reply))
+	{
+		if (call->slot == NULL)
+			elog(ERROR, "the reply of this qwen call has ended");
+		if (take_replies(call))
+			continue;
+
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, LIVENESS_MS,
+						 qwen_wait_event("QwenResultWait", &event));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		check_worker();
+	}
+}
+
+bool
+qwen_call_ready(QwenCall *call)
+{
+	return call->next < call->length || (call->slot != NULL && take_replies(call));
+}
+
+/* Gives the next record that this process has already. */
+static bool
+hand_out(QwenCall *call, QwenReply *reply)
+{
+	qwen_record record;
+
+	if (call->next >= call->length)
+		return false;
+
+	memcpy(&record, call->records + call->next, sizeof(record));
+	call->next += sizeof(record);
+
+	memset(reply, 0, sizeof(*reply));
+	reply->type = record.type;
+	reply->length = record.length;
+	switch (reply->type)
+	{
+		case QWEN_FRAME_DATA:
+			reply->data = call->records + call->next;
+			break;
+		case QWEN_FRAME_DONE:
+			memcpy(&reply->done, call->records + call->next, sizeof(reply->done));
+			break;
+		case QWEN_FRAME_ERROR:
+			memcpy(&reply->error, call->records + call->next, sizeof(reply->error));
+			break;
+		default:
+			elog(ERROR, "unexpected reply record %u", record.type);
+	}
+	call->next += record.length;
+	return true;
+}
+
+/*
+ * Takes over all records in the slot, when the earlier ones have been handed out.  False if there were none.  After the
+ * last record the slot is of no more use and goes back at once.
+ */
+static bool
+take_replies(QwenCall *call)
+{
+	QwenSlot   *slot = call->slot;
+	bool		done;
+	bool		credit = false;
+
+	LWLockAcquire(qwen_slot_lock(slot), LW_EXCLUSIVE);
+	call->next = 0;
+	call->length = slot->reply_len;
+	memcpy(call->records, qwen_slot_reply(slot), call->length);
+	slot->reply_len = 0;
+	slot->taken += call->length;
+	slot->consumed += data_bytes(call->records, call->length);
+	done = slot->state == QWEN_SLOT_DONE;
+	if (!done && slot->taken - slot->credited > QWEN_WINDOW / 2)
+	{
+		slot->credited = slot->taken;
+		credit = true;
+	}
+	LWLockRelease(qwen_slot_lock(slot));
+
+	if (done)
+	{
+		call->slot = NULL;
+		qwen_slot_give_back(slot);
+	}
+	else if (credit)
+		ask_for_credit(slot);
+	return call->length > 0;
+}
+
+static uint64
+data_bytes(const char *records, uint32 length)
+{
+	uint64		sum = 0;
+
+	for (uint32 at = 0; at < length;)
+	{
+		qwen_record record;
+
+		memcpy(&record, records + at, sizeof(record));
+		if (record.type == QWEN_FRAME_DATA)
+			sum += record.length;
+		at += sizeof(record) + record.length;
+	}
+	return sum;
+}
+
+/* Half of the window is read: have the worker tell the engine. */
+static void
+ask_for_credit(QwenSlot *slot)
+{
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	qwen_slot_ask_service(slot);
+	LWLockRelease(qwen_control_lock());
+	qwen_wake_worker();
+}
+
+/*
+ * A worker that ended is started again within seconds and takes over what it finds in the slots, so only its longer
+ * absence is an error.
+ */
+static void
+check_worker(void)
+{
+	bool		lost;
+
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	lost = qwen_shared->worker_pid == 0 &&
+		TimestampDifferenceExceeds(qwen_shared->worker_gone, GetCurrentTimestamp(), WORKER_LOST_MS);
+	LWLockRelease(qwen_control_lock());
+	if (lost)
+		raise_not_ready(false);
+}
+
+/* ---- releasing ---- */
+
+void
+qwen_call_release(QwenCall *call)
+{
+	if (call->slot != NULL)
+		qwen_slot_withdraw(call->slot);
+	dlist_delete(&call->link);
+	pfree(call);
+}
+
+static void
+register_cleanup(void)
+{
+	static bool registered = false;
+
+	if (registered)
+		return;
+	RegisterResourceReleaseCallback(release_with_owner, NULL);
+	before_shmem_exit(release_at_exit, (Datum) 0);
+	registered = true;
+}
+
+/*
+ * Releases the calls of an owner that ends.  At commit too, without a warning: a cursor that is closed before its end is
+ * the ordinary case of it.
+ */
+static void
+release_with_owner(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
+{
+	dlist_mutable_iter iter;
+
+	if (phase != RESOURCE_RELEASE_BEFORE_LOCKS)
+		return;
+	dlist_foreach_modify(iter, &calls)
+	{
+		QwenCall   *call = dlist_container(QwenCall, link, iter.cur);
+
+		if (call->owner == CurrentResourceOwner)
+			qwen_call_release(call);
+	}
+}
+
+static void
+release_at_exit(int code, Datum arg)
+{
+	if (in_line)
+		leave_line();
+	while (!dlist_is_empty(&calls))
+		qwen_call_release(dlist_head_element(QwenCall, link, &calls));
+}

@@ -1,0 +1,208 @@
+/*-------------------------------------------------------------------------
+ *
+ * inspect.c
+ *	  What the SQL functions see of the shared state, orders to the worker,
+ *	  and the engine's errors as SQL errors.
+ *
+ * Everything is copied under the locks and looked at afterwards.  Texts that
+ * come from the engine are UTF-8 and may have been cut in the middle of a
+ * character, while the database may use another encoding: they are made
+ * harmless before they leave this file.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/timestamp.h"
+
+#include "shared.h"
+
+static void make_valid(char *text);
+static bool copy_slot(const QwenSlot *slot, QwenRequestInfo *info);
+static const char *state_name(QwenSlotState state);
+static const char *kind_name(uint32 kind);
+
+void
+qwen_get_status(QwenStatus *status)
+{
+	const QwenShared *shared = qwen_shared;
+
+	qwen_check_preloaded();
+	memset(status, 0, sizeof(*status));
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	status->worker_running = shared->worker_pid != 0;
+	status->worker_pid = shared->worker_pid;
+	status->engine_pid = shared->engine_pid;
+	status->engine = shared->engine;
+	status->heartbeat = shared->heartbeat;
+	status->engine_start = shared->engine_start;
+	status->ready_since = shared->ready_since;
+	status->restarts = shared->restarts;
+	strlcpy(status->model, shared->model, sizeof(status->model));
+	strlcpy(status->last_error, shared->last_error, sizeof(status->last_error));
+	LWLockRelease(qwen_control_lock());
+
+	make_valid(status->model);
+	make_valid(status->last_error);
+	make_valid(status->engine.architecture);
+	make_valid(status->engine.dtype);
+	make_valid(status->engine.quantization);
+	make_valid(status->engine.kernels);
+	make_valid(status->engine.device);
+	make_valid(status->engine.error.message);
+	make_valid(status->engine.error.detail);
+	make_valid(status->engine.error.hint);
+}
+
+/* Replaces what is not ASCII, unless the whole is good text in the database's encoding. */
+static void
+make_valid(char *text)
+{
+	if (GetDatabaseEncoding() == PG_UTF8 && pg_verify_mbstr(PG_UTF8, text, strlen(text), true))
+		return;
+	for (char *p = text; *p != '\0'; p++)
+		if (IS_HIGHBIT_SET(*p))
+			*p = '?';
+}
+
+int
+qwen_list_requests(QwenRequestInfo **out)
+{
+	int			n = 0;
+
+	qwen_check_preloaded();
+	*out = palloc(qwen_max_requests * sizeof(QwenRequestInfo));
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	for (int i = 0; i < qwen_max_requests; i++)
+		if (copy_slot(&qwen_slots[i], &(*out)[n]))
+			n++;
+	LWLockRelease(qwen_control_lock());
+	return n;
+}
+
+/* False for slots that hold no request: free ones, and those that are being filled or given back. */
+static bool
+copy_slot(const QwenSlot *slot, QwenRequestInfo *info)
+{
+	if (slot->state == QWEN_SLOT_FREE || slot->state == QWEN_SLOT_RESERVED)
+		return false;
+
+	info->pid = slot->owner_pid;
+	info->userid = slot->userid;
+	info->databaseid = slot->databaseid;
+	info->state = state_name(slot->state);
+	info->kind = kind_name(slot->kind);
+	info->priority = slot->priority;
+	info->submitted = slot->submitted;
+
+	LWLockAcquire(qwen_slot_lock(slot), LW_SHARED);
+	info->prompt_tokens = slot->progress.prompt_tokens;
+	info->output_tokens = slot->progress.output_tokens;
+	info->deaths = slot->deaths;
+	LWLockRelease(qwen_slot_lock(slot));
+	return true;
+}
+
+static const char *
+state_name(QwenSlotState state)
+{
+	switch (state)
+	{
+		case QWEN_SLOT_QUEUED:
+			return "queued";
+		case QWEN_SLOT_DONE:
+			return "done";
+		case QWEN_SLOT_CANCELLED:
+			return "cancelled";
+		default:
+			return "running";
+	}
+}
+
+static const char *
+kind_name(uint32 kind)
+{
+	switch (kind)
+	{
+		case QWEN_KIND_GENERATE:
+			return "generate";
+		case QWEN_KIND_COMPLETE:
+			return "complete";
+		case QWEN_KIND_CHAT:
+			return "chat";
+		case QWEN_KIND_TOKENIZE:
+			return "tokenize";
+		case QWEN_KIND_COUNT:
+			return "count";
+		case QWEN_KIND_DETOKENIZE:
+			return "detokenize";
+		default:
+			return "unknown";
+	}
+}
+
+void
+qwen_request_reload(void)
+{
+	static uint32 event = 0;
+	uint64		order;
+	bool		taken = false;
+	bool		worker_running = true;
+
+	qwen_check_preloaded();
+
+	/* All processes should agree on the settings, not the worker alone: what pg_reload_conf() does. */
+	if (kill(PostmasterPid, SIGHUP) != 0)
+		ereport(WARNING, (errmsg("could not send signal to postmaster: %m")));
+
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	order = ++qwen_shared->reload_wanted;
+	LWLockRelease(qwen_control_lock());
+	qwen_wake_worker();
+
+	ConditionVariablePrepareToSleep(&qwen_shared->changed);
+	for (;;)
+	{
+		LWLockAcquire(qwen_control_lock(), LW_SHARED);
+		taken = qwen_shared->reload_taken >= order;
+		worker_running = qwen_shared->worker_pid != 0;
+		LWLockRelease(qwen_control_lock());
+		if (taken || !worker_running)
+			break;
+		ConditionVariableSleep(&qwen_shared->changed, qwen_wait_event("QwenReloadWait", &event));
+	}
+	ConditionVariableCancelSleep();
+
+	if (!taken)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the qwen worker is not running"),
+				 errhint("It reads the settings when it starts; the server log says why it does not.")));
+}
+
+void
+qwen_raise(const qwen_wire_error *error)
+{
+	qwen_wire_error copy = *error;
+	int			code = ERRCODE_INTERNAL_ERROR;
+
+	make_valid(copy.message);
+	make_valid(copy.detail);
+	make_valid(copy.hint);
+
+	/* Five characters of the kinds that a SQLSTATE has, and not the class of success. */
+	if (strspn(copy.sqlstate, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 && copy.sqlstate[5] == '\0' &&
+		strncmp(copy.sqlstate, "00", 2) != 0)
+		code = MAKE_SQLSTATE(copy.sqlstate[0], copy.sqlstate[1], copy.sqlstate[2], copy.sqlstate[3],
+							 copy.sqlstate[4]);
+
+	ereport(ERROR,
+			(errcode(code),
+			 errmsg_internal("%s", copy.message),
+			 copy.detail[0] != '\0' ? errdetail_internal("%s", copy.detail) : 0,
+			 copy.hint[0] != '\0' ? errhint("%s", copy.hint) : 0));
+}

@@ -1,0 +1,469 @@
+/*-------------------------------------------------------------------------
+ *
+ * settings.c
+ *	  The settings (GUCs).
+ *
+ * Three groups.  What decides which code or weights are loaded belongs to the
+ * administrator: it is read from the configuration files and takes effect at
+ * qwen_reload(), when the worker starts the next engine with it.  What sizes
+ * the shared memory is fixed at server start.  What describes a single
+ * request is anybody's, except for priority and logging of prompts.
+ *
+ * Strings are checked here as far as that needs no model, so that a slip in
+ * ALTER SYSTEM is reported to its author and not to everybody at the next
+ * start of the engine.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "miscadmin.h"
+
+#include "qwen.h"
+
+char	   *qwen_model = NULL;
+char	   *qwen_device_map = NULL;
+char	   *qwen_max_memory = NULL;
+char	   *qwen_dtype = NULL;
+int			qwen_max_model_len = 0;
+int			qwen_max_sequences = 256;
+char	   *qwen_kv_memory = NULL;
+int			qwen_threads = 0;
+
+int			qwen_max_requests = 1024;
+int			qwen_queue_memory = 64 * 1024;
+
+int			qwen_heartbeat_timeout = 30;
+
+int			qwen_max_tokens = 512;
+double		qwen_temperature = 0.0;
+double		qwen_top_p = 1.0;
+int			qwen_top_k = 0;
+int			qwen_seed = 0;
+char	   *qwen_system = NULL;
+bool		qwen_thinking = false;
+int			qwen_on_error = QWEN_ON_ERROR_RAISE;
+int			qwen_priority = 0;
+int			qwen_wait_ready = 60 * 1000;
+int			qwen_queue_timeout = 60 * 1000;
+bool		qwen_log_prompts = false;
+
+static const struct config_enum_entry on_error_options[] = {
+	{"raise", QWEN_ON_ERROR_RAISE, false},
+	{"null", QWEN_ON_ERROR_NULL, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry priority_options[] = {
+	{"interactive", 1, false},
+	{"normal", 0, false},
+	{"batch", -1, false},
+	{NULL, 0, false}
+};
+
+static void define_engine_settings(void);
+static void define_placement_settings(void);
+static void define_memory_settings(void);
+static void define_sampling_settings(void);
+static void define_request_settings(void);
+static void define_waiting_settings(void);
+static bool check_dtype(char **value, void **extra, GucSource source);
+static bool check_memory(char **value, void **extra, GucSource source);
+static bool check_memory_map(char **value, void **extra, GucSource source);
+static bool is_size(const char *text, Size len);
+
+void
+qwen_define_settings(void)
+{
+	define_engine_settings();
+	define_placement_settings();
+	define_sampling_settings();
+	define_request_settings();
+	define_waiting_settings();
+
+	/* The server accepts settings that are fixed at its start only while it starts. */
+	if (process_shared_preload_libraries_in_progress)
+		define_memory_settings();
+
+	MarkGUCPrefixReserved("qwen");
+}
+
+static void
+define_engine_settings(void)
+{
+	DefineCustomStringVariable("qwen.model",
+							   "Sets the model that the engine loads.",
+							   "A folder with config.json, weights and tokenizer files; a relative path starts in the data "
+							   "directory. Empty means the bundled demo model. Takes effect at qwen_reload().",
+							   &qwen_model,
+							   "",
+							   PGC_SIGHUP,
+							   0,
+							   NULL,
+							   NULL,
+							   NULL);
+
+	DefineCustomStringVariable("qwen.dtype",
+							   "Sets the type in which weights are kept.",
+							   "One of auto, bfloat16, float16, float32; auto keeps the type of the checkpoint. "
+							   "Takes effect at qwen_reload().",
+							   &qwen_dtype,
+							   "auto",
+							   PGC_SIGHUP,
+							   0,
+							   check_dtype,
+							   NULL,
+							   NULL);
+
+	DefineCustomIntVariable("qwen.max_model_len",
+							"Sets the longest sequence, prompt and answer together, in tokens.",
+							"0 means what the model's configuration allows. Takes effect at qwen_reload().",
+							&qwen_max_model_len,
+							0,
+							0,
+							1 << 24,
+							PGC_SIGHUP,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("qwen.max_sequences",
+							"Sets the number of sequences that are decoded at once.",
+							"Takes effect at qwen_reload().",
+							&qwen_max_sequences,
+							256,
+							1,
+							1 << 16,
+							PGC_SIGHUP,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("qwen.threads",
+							"Sets the number of threads of the engine.",
+							"0 means one for each core that the server may use. Takes effect at qwen_reload().",
+							&qwen_threads,
+							0,
+							0,
+							1024,
+							PGC_SIGHUP,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("qwen.heartbeat_timeout",
+							"Sets how long the engine may be silent before it is killed and restarted.",
+							"0 never kills it.",
+							&qwen_heartbeat_timeout,
+							30,
+							0,
+							INT_MAX / 1000,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL,
+							NULL,
+							NULL);
+}
+
+/* Where the model goes and how much memory it may take there. */
+static void
+define_placement_settings(void)
+{
+	DefineCustomStringVariable("qwen.device_map",
+							   "Sets which devices the model is placed on.",
+							   "auto, a strategy, a device, or a JSON map. Takes effect at qwen_reload().",
+							   &qwen_device_map,
+							   "auto",
+							   PGC_SIGHUP,
+							   0,
+							   NULL,
+							   NULL,
+							   NULL);
+
+	DefineCustomStringVariable("qwen.max_memory",
+							   "Sets how much memory of each device may be used.",
+							   "A list such as \"cuda:0=20GiB,cpu=64GiB\"; empty means what is free. "
+							   "Takes effect at qwen_reload().",
+							   &qwen_max_memory,
+							   "",
+							   PGC_SIGHUP,
+							   0,
+							   check_memory_map,
+							   NULL,
+							   NULL);
+
+	DefineCustomStringVariable("qwen.kv_memory",
+							   "Sets the memory reserved for keys and values of running sequences.",
+							   "A size such as \"2GiB\", or auto. Takes effect at qwen_reload().",
+							   &qwen_kv_memory,
+							   "auto",
+							   PGC_SIGHUP,
+							   0,
+							   check_memory,
+							   NULL,
+							   NULL);
+}
+
+static void
+define_memory_settings(void)
+{
+	DefineCustomIntVariable("qwen.max_requests",
+							"Sets the number of requests that can be queued or running in the whole server.",
+							NULL,
+							&qwen_max_requests,
+							1024,
+							1,
+							1 << 20,
+							PGC_POSTMASTER,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("qwen.queue_memory",
+							"Sets the shared memory for the texts of queued and running requests.",
+							NULL,
+							&qwen_queue_memory,
+							64 * 1024,
+							1024,
+							MAX_KILOBYTES,
+							PGC_POSTMASTER,
+							GUC_UNIT_KB,
+							NULL,
+							NULL,
+							NULL);
+}
+
+static void
+define_sampling_settings(void)
+{
+	DefineCustomIntVariable("qwen.max_tokens",
+							"Sets the default for the longest answer, in tokens.",
+							NULL,
+							&qwen_max_tokens,
+							512,
+							1,
+							1 << 24,
+							PGC_USERSET,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomRealVariable("qwen.temperature",
+							 "Sets the default temperature of sampling.",
+							 "0 takes the most likely token each time, which makes answers repeatable.",
+							 &qwen_temperature,
+							 0.0,
+							 0.0,
+							 100.0,
+							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomRealVariable("qwen.top_p",
+							 "Sets the default share of probability that sampling chooses from.",
+							 "1 chooses from all tokens.",
+							 &qwen_top_p,
+							 1.0,
+							 0.0,
+							 1.0,
+							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomIntVariable("qwen.top_k",
+							"Sets the default number of most likely tokens that sampling chooses from.",
+							"0 chooses from all tokens.",
+							&qwen_top_k,
+							0,
+							0,
+							INT_MAX,
+							PGC_USERSET,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("qwen.seed",
+							"Sets the default seed of sampling.",
+							"0 takes a fresh seed for each request.",
+							&qwen_seed,
+							0,
+							0,
+							INT_MAX,
+							PGC_USERSET,
+							0,
+							NULL,
+							NULL,
+							NULL);
+}
+
+static void
+define_request_settings(void)
+{
+	DefineCustomStringVariable("qwen.system",
+							   "Sets the default system message.",
+							   "Empty means the one of the model's chat template, if any.",
+							   &qwen_system,
+							   "",
+							   PGC_USERSET,
+							   0,
+							   NULL,
+							   NULL,
+							   NULL);
+
+	DefineCustomBoolVariable("qwen.thinking",
+							 "Lets the model think before it answers.",
+							 "The thoughts are never part of the returned text.",
+							 &qwen_thinking,
+							 false,
+							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomEnumVariable("qwen.on_error",
+							 "Sets what happens when a single row cannot be answered.",
+							 "raise ends the statement, null gives NULL and a warning.",
+							 &qwen_on_error,
+							 QWEN_ON_ERROR_RAISE,
+							 on_error_options,
+							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomEnumVariable("qwen.priority",
+							 "Sets the priority of requests.",
+							 NULL,
+							 &qwen_priority,
+							 0,
+							 priority_options,
+							 PGC_SUSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomBoolVariable("qwen.log_prompts",
+							 "Logs the prompts of requests.",
+							 "Prompts are data: think of who can read the server log.",
+							 &qwen_log_prompts,
+							 false,
+							 PGC_SUSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+}
+
+static void
+define_waiting_settings(void)
+{
+	DefineCustomIntVariable("qwen.wait_ready",
+							"Sets how long a call waits for the model to be loaded.",
+							"0 does not wait.",
+							&qwen_wait_ready,
+							60 * 1000,
+							0,
+							INT_MAX,
+							PGC_USERSET,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("qwen.queue_timeout",
+							"Sets how long a call waits for a place in the queue.",
+							"0 does not wait.",
+							&qwen_queue_timeout,
+							60 * 1000,
+							0,
+							INT_MAX,
+							PGC_USERSET,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+}
+
+static bool
+check_dtype(char **value, void **extra, GucSource source)
+{
+	static const char *const known[] = {"auto", "bfloat16", "float16", "float32"};
+
+	for (int i = 0; i < lengthof(known); i++)
+		if (strcmp(*value, known[i]) == 0)
+			return true;
+
+	GUC_check_errdetail("Valid values are auto, bfloat16, float16 and float32.");
+	return false;
+}
+
+static bool
+check_memory(char **value, void **extra, GucSource source)
+{
+	if (**value == '\0' || strcmp(*value, "auto") == 0 || is_size(*value, strlen(*value)))
+		return true;
+
+	GUC_check_errdetail("It must be auto or a size such as 512MB or 2GiB.");
+	return false;
+}
+
+/* Entries "device=size", separated by commas. Which devices there are is for the engine to say. */
+static bool
+check_memory_map(char **value, void **extra, GucSource source)
+{
+	const char *entry = *value;
+
+	while (*entry != '\0')
+	{
+		Size		len = strcspn(entry, ",");
+		const char *sign = memchr(entry, '=', len);
+
+		if (sign == NULL || sign == entry || !is_size(sign + 1, entry + len - sign - 1))
+		{
+			GUC_check_errdetail("It must be a list such as cuda:0=20GiB,cpu=64GiB.");
+			return false;
+		}
+		entry += len;
+		if (*entry == ',')
+			entry++;
+	}
+	return true;
+}
+
+/* A number and a unit in the forms that the engine reads: 1073741824, 512MB, 1.5GiB. */
+static bool
+is_size(const char *text, Size len)
+{
+	Size		i = strspn(text, "0123456789");
+
+	if (i == 0 || i > len)
+		return false;
+	if (i < len && text[i] == '.')
+		i += 1 + strspn(text + i + 1, "0123456789");
+	if (i < len && text[i] == ' ')
+		i++;
+	if (i < len && strchr("KMGTkmgt", text[i]) != NULL)
+	{
+		i++;
+		if (i < len && text[i] == 'i')
+			i++;
+	}
+	if (i < len && (text[i] == 'B' || text[i] == 'b'))
+		i++;
+	return i == len;
+}

@@ -1,0 +1,649 @@
+/*-------------------------------------------------------------------------
+ *
+ * supervisor.c
+ *	  The engine process: start, watch, end, restart.
+ *
+ * The engine is an ordinary program, exec'd by the worker and joined to it by
+ * a socket pair.  It must be able to die in any way without the server
+ * noticing more than a pause, so it is no child of the postmaster, shares no
+ * memory with the server, inherits none of its files, offers itself first to
+ * the kernel's OOM killer, and dies with the worker whatever happens to that.
+ *
+ *	none --start--> STARTING --> LOADING --> READY --replace--> (ends) --> none
+ *					   |			|		   |
+ *					   +-- died early: pause --+-- died: at once --> none
+ *					   +-- FAILED: refused, until settings change --> none
+ *
+ * What an engine is started with is read from the settings at server start
+ * and when it is to be replaced, and kept: after a death the next engine must
+ * be the same one, because it continues the answers of its predecessor.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "miscadmin.h"
+#include "utils/timestamp.h"
+
+#include "shared.h"
+#include "supervisor.h"
+
+#define ENGINE_FD 3				/* the engine's end of the socket pair, in the engine */
+#define LONGEST_PAUSE_S 60		/* between attempts to start an engine */
+#define HOPELESS_DEATHS 3		/* early ones in a row, then queued requests fail */
+#define TERM_GRACE_MS 500		/* between SIGTERM and SIGKILL when the worker ends */
+#define MAX_ARGS 32
+
+extern char **environ;
+
+/* The command line of the engine, as it was when the settings were last read. */
+typedef struct EngineCommand
+{
+	MemoryContext context;
+	char	   *model;
+	char	   *args[MAX_ARGS];	/* NULL-terminated */
+	int			n_args;
+} EngineCommand;
+
+static EngineCommand command;
+
+/* The engine of this worker; the parts that others may see are copied to QwenShared. */
+static struct
+{
+	pid_t		pid;			/* 0: none */
+	int			fd;
+	int			status;			/* of waitpid, once it has ended */
+	bool		ready;			/* has been READY */
+	bool		refused;		/* has been FAILED, or could not be executed */
+	bool		stopping;		/* was told to end */
+	bool		ended;			/* waitpid has said so */
+	bool		killed;			/* by us; nothing is read or written any more */
+	const char *why_killed;		/* NULL: because it seemed to have ended */
+	TimestampTz last_frame;
+	TimestampTz next_start;		/* while there is none */
+	int			early_deaths;	/* in a row */
+}			engine = {.fd = -1};
+
+static void add_option(EngineCommand *cmd, const char *name, const char *value);
+static void add_number(EngineCommand *cmd, const char *name, int value, int standard);
+static bool same_command(const EngineCommand *a, const EngineCommand *b);
+static void start_engine(void);
+static void refuse(const char *sqlstate, const char *message, const char *detail, const char *hint);
+static bool spawn(void);
+static void postpone(const char *what);
+pg_noreturn static void run_engine(int fd, pid_t worker);
+static void leave_server(int fd, pid_t worker);
+static void close_other_files(void);
+static void clean_environment(void);
+static void write_oom_score(void);
+static void publish_start(void);
+static void publish_end(QwenEngineEnd end, const char *how);
+static void describe_end(QwenEngineEnd end, char *buffer, Size size);
+static void accept_state(qwen_engine_state *state);
+static void terminate_texts(qwen_engine_state *state);
+
+/* ---- settings ---- */
+
+bool
+qwen_engine_read_settings(void)
+{
+	EngineCommand next = {0};
+	MemoryContext old;
+	char		share[MAXPGPATH];
+	bool		changed;
+
+	next.context = AllocSetContextCreate(TopMemoryContext, "qwen engine command", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(next.context);
+
+	get_share_path(my_exec_path, share);
+	next.model = qwen_model[0] != '\0' ? pstrdup(qwen_model) : psprintf("%s/qwen/demo-model", share);
+
+	next.args[next.n_args++] = psprintf("%s/qwen-engine", pkglib_path);
+	next.args[next.n_args++] = pstrdup("serve");
+	add_option(&next, "--fd", psprintf("%d", ENGINE_FD));
+	add_option(&next, "-m", next.model);
+	if (strcmp(qwen_device_map, "auto") != 0)
+		add_option(&next, "--device-map", qwen_device_map);
+	add_option(&next, "--max-memory", qwen_max_memory);
+	if (strcmp(qwen_dtype, "auto") != 0)
+		add_option(&next, "--dtype", qwen_dtype);
+	if (strcmp(qwen_kv_memory, "auto") != 0)
+		add_option(&next, "--kv-memory", qwen_kv_memory);
+	add_number(&next, "--max-model-len", qwen_max_model_len, 0);
+	add_number(&next, "--max-sequences", qwen_max_sequences, 256);
+	add_number(&next, "--threads", qwen_threads, 0);
+	MemoryContextSwitchTo(old);
+
+	changed = !same_command(&next, &command);
+	if (command.context != NULL)
+		MemoryContextDelete(command.context);
+	command = next;
+	return changed;
+}
+
+/* Empty is the same as not given. */
+static void
+add_option(EngineCommand *cmd, const char *name, const char *value)
+{
+	if (value[0] == '\0')
+		return;
+	Assert(cmd->n_args + 2 < MAX_ARGS);
+	cmd->args[cmd->n_args++] = pstrdup(name);
+	cmd->args[cmd->n_args++] = pstrdup(value);
+}
+
+static void
+add_number(EngineCommand *cmd, const char *name, int value, int standard)
+{
+	if (value != standard)
+		add_option(cmd, name, psprintf("%d", value));
+}
+
+static bool
+same_command(const EngineCommand *a, const EngineCommand *b)
+{
+	if (a->n_args != b->n_args)
+		return false;
+	for (int i = 0; i < a->n_args; i++)
+		if (strcmp(a->args[i], b->args[i]) != 0)
+			return false;
+	return true;
+}
+
+/* ---- start ---- */
+
+void
+qwen_engine_start_if_due(void)
+{
+	if (engine.pid == 0 && !engine.refused && GetCurrentTimestamp() >= engine.next_start)
+		start_engine();
+}
+
+static void
+start_engine(void)
+{
+	const char *program = command.args[0];
+
+	engine.ready = false;
+	engine.stopping = false;
+	engine.ended = false;
+	engine.killed = false;
+	engine.why_killed = NULL;
+	if (access(program, X_OK) != 0)
+	{
+		char	   *message = psprintf("could not execute \"%s\": %m", program);
+
+		refuse("58P01", message, "", "Install the program qwen-engine together with the extension.");
+		pfree(message);
+		return;
+	}
+	if (!spawn())
+		return;
+	publish_start();
+	ereport(LOG, (errmsg("started qwen engine (PID %d) with model \"%s\"", (int) engine.pid, command.model)));
+}
+
+/* What the engine would say itself if there were one. */
+static void
+refuse(const char *sqlstate, const char *message, const char *detail, const char *hint)
+{
+	qwen_engine_state state = {.protocol = QWEN_PROTOCOL, .phase = QWEN_ENGINE_FAILED};
+
+	strlcpy(state.error.sqlstate, sqlstate, sizeof(state.error.sqlstate));
+	strlcpy(state.error.message, message, sizeof(state.error.message));
+	strlcpy(state.error.detail, detail, sizeof(state.error.detail));
+	strlcpy(state.error.hint, hint, sizeof(state.error.hint));
+	accept_state(&state);
+}
+
+/* Forks and executes; false when that failed and will be tried again. */
+static bool
+spawn(void)
+{
+	int			pair[2];
+	sigset_t	all;
+	sigset_t	before;
+	pid_t		worker = getpid();
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+	{
+		postpone("could not create a socket pair");
+		return false;
+	}
+
+	/* No handler of the server may run in the child: it would act on what it shares with its parent. */
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
+	engine.pid = fork();
+	if (engine.pid == 0)
+		run_engine(pair[1], worker);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+
+	close(pair[1]);
+	if (engine.pid < 0)
+	{
+		engine.pid = 0;
+		postpone("could not fork");
+		close(pair[0]);
+		return false;
+	}
+	engine.fd = pair[0];
+	engine.last_frame = GetCurrentTimestamp();
+	return true;
+}
+
+/* `what` failed, with errno. It may work later. */
+static void
+postpone(const char *what)
+{
+	engine.early_deaths++;
+	engine.next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+	ereport(LOG, (errmsg("could not start qwen engine: %s: %m", what)));
+}
+
+/* In the child, which must neither return nor run any of the server's exit callbacks. */
+static void
+run_engine(int fd, pid_t worker)
+{
+	leave_server(fd, worker);
+	execv(command.args[0], command.args);
+	write_stderr("could not execute \"%s\": %s\n", command.args[0], strerror(errno));
+	_exit(127);
+}
+
+/* Sheds everything of the server but the socket and standard error, which goes to the server log. */
+static void
+leave_server(int fd, pid_t worker)
+{
+	sigset_t	none;
+	int			null;
+
+	for (int i = 1; i < NSIG; i++)
+		(void) signal(i, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+
+	/* The signal comes when the worker dies; but it may have died before we asked for it. */
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != worker)
+		_exit(126);
+
+	null = open("/dev/null", O_RDWR);
+	if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0)
+		_exit(126);
+	/* dup2 onto itself would keep the close-on-exec flag */
+	if (fd == ENGINE_FD ? fcntl(fd, F_SETFD, 0) < 0 : dup2(fd, ENGINE_FD) < 0)
+		_exit(126);
+	close_other_files();
+	clean_environment();
+	write_oom_score();
+}
+
+static void
+close_other_files(void)
+{
+	long		limit;
+
+	/* Kernels before 5.9 lack the call; there the limit of descriptors is an honest one. */
+	if (syscall(SYS_close_range, ENGINE_FD + 1, ~0U, 0) == 0)
+		return;
+	limit = sysconf(_SC_OPEN_MAX);
+	for (int i = ENGINE_FD + 1; i < limit; i++)
+		close(i);
+}
+
+/* The server's own variables go; what concerns libraries, devices and locale stays. */
+static void
+clean_environment(void)
+{
+	char	  **keep = environ;
+
+	for (char **entry = environ; *entry != NULL; entry++)
+		if (strncmp(*entry, "PG", 2) != 0)
+			*keep++ = *entry;
+	*keep = NULL;
+
+	/* Read by libgomp when it is loaded: its idle threads must not spin on cores that the server needs. */
+	setenv("OMP_WAIT_POLICY", "passive", 1);
+}
+
+/* If memory runs out, the kernel should take the engine, not the server. Best effort: not every system lets us. */
+static void
+write_oom_score(void)
+{
+	FILE	   *file = fopen("/proc/self/oom_score_adj", "w");
+
+	if (file == NULL)
+		return;
+	fputs("900", file);
+	fclose(file);
+}
+
+static void
+publish_start(void)
+{
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	qwen_shared->engine_pid = engine.pid;
+	qwen_shared->engine_start = GetCurrentTimestamp();
+	qwen_shared->ready_since = 0;
+	qwen_shared->failed = false;
+	memset(&qwen_shared->engine, 0, sizeof(qwen_shared->engine));
+	qwen_shared->engine.phase = QWEN_ENGINE_STARTING;
+	memset(&qwen_shared->heartbeat, 0, sizeof(qwen_shared->heartbeat));
+	strlcpy(qwen_shared->model, command.model, sizeof(qwen_shared->model));
+	LWLockRelease(qwen_control_lock());
+}
+
+/* ---- watch ---- */
+
+bool
+qwen_engine_heard(const qwen_frame *frame, const char *payload)
+{
+	engine.last_frame = GetCurrentTimestamp();
+
+	if (frame->type == QWEN_FRAME_STATE)
+	{
+		qwen_engine_state state;
+
+		if (frame->length != sizeof(state))
+			return false;
+		memcpy(&state, payload, sizeof(state));
+		if (state.protocol != QWEN_PROTOCOL ||
+			state.phase < QWEN_ENGINE_STARTING || state.phase > QWEN_ENGINE_FAILED)
+			return false;
+		accept_state(&state);
+	}
+	else
+	{
+		if (frame->length != sizeof(qwen_heartbeat))
+			return false;
+		LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+		memcpy(&qwen_shared->heartbeat, payload, sizeof(qwen_heartbeat));
+		LWLockRelease(qwen_control_lock());
+	}
+	return true;
+}
+
+/* Publishes what the engine says it is, and acts on the two phases that end its start. */
+static void
+accept_state(qwen_engine_state *state)
+{
+	bool		ready = state->phase == QWEN_ENGINE_READY;
+	bool		refused = state->phase == QWEN_ENGINE_FAILED;
+
+	/* An engine that is on its way out says nothing of interest: what is shown is about the next one. */
+	if (engine.stopping)
+		return;
+
+	terminate_texts(state);
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	qwen_shared->engine = *state;
+	if (ready && !engine.ready)
+		qwen_shared->ready_since = GetCurrentTimestamp();
+	if (ready)
+		qwen_shared->serving = true;
+	if (refused)
+	{
+		qwen_shared->serving = false;
+		qwen_shared->failed = true;
+		strlcpy(qwen_shared->model, command.model, sizeof(qwen_shared->model));
+		strlcpy(qwen_shared->last_error, state->error.message, sizeof(qwen_shared->last_error));
+	}
+	LWLockRelease(qwen_control_lock());
+
+	if (ready)
+	{
+		engine.ready = true;
+		engine.early_deaths = 0;
+	}
+	if (refused)
+	{
+		engine.refused = true;
+		ereport(LOG,
+				(errmsg("qwen engine could not load model \"%s\": %s", command.model, state->error.message),
+				 state->error.detail[0] != '\0' ? errdetail_internal("%s", state->error.detail) : 0,
+				 state->error.hint[0] != '\0' ? errhint("%s", state->error.hint) : 0));
+	}
+	if (ready || refused)
+		ConditionVariableBroadcast(&qwen_shared->changed);
+}
+
+/* Texts end where their fields end, whatever the engine wrote. */
+static void
+terminate_texts(qwen_engine_state *state)
+{
+	state->architecture[sizeof(state->architecture) - 1] = '\0';
+	state->dtype[sizeof(state->dtype) - 1] = '\0';
+	state->quantization[sizeof(state->quantization) - 1] = '\0';
+	state->kernels[sizeof(state->kernels) - 1] = '\0';
+	state->device[sizeof(state->device) - 1] = '\0';
+	state->error.sqlstate[sizeof(state->error.sqlstate) - 1] = '\0';
+	state->error.message[sizeof(state->error.message) - 1] = '\0';
+	state->error.detail[sizeof(state->error.detail) - 1] = '\0';
+	state->error.hint[sizeof(state->error.hint) - 1] = '\0';
+}
+
+void
+qwen_engine_check_heartbeat(void)
+{
+	if (engine.pid != 0 && !engine.killed && qwen_heartbeat_timeout > 0 &&
+		TimestampDifferenceExceeds(engine.last_frame, GetCurrentTimestamp(), qwen_heartbeat_timeout * 1000))
+		qwen_engine_kill("gave no sign of life for qwen.heartbeat_timeout");
+}
+
+void
+qwen_engine_kill(const char *why)
+{
+	if (engine.pid == 0 || engine.killed)
+		return;
+	engine.killed = true;
+	if (engine.ended)
+		return;
+	engine.why_killed = why;
+	kill(engine.pid, SIGKILL);
+}
+
+int
+qwen_engine_socket(void)
+{
+	return engine.killed ? -1 : engine.fd;
+}
+
+bool
+qwen_engine_takes_requests(void)
+{
+	return engine.pid != 0 && engine.ready && !engine.stopping && !engine.killed;
+}
+
+long
+qwen_engine_timeout(void)
+{
+	if (engine.pid == 0)
+		return engine.refused ? -1 : TimestampDifferenceMilliseconds(GetCurrentTimestamp(), engine.next_start);
+	if (engine.killed || qwen_heartbeat_timeout == 0)
+		return -1;
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   TimestampTzPlusMilliseconds(engine.last_frame,
+																	   qwen_heartbeat_timeout * INT64CONST(1000) + 1));
+}
+
+void
+qwen_engine_describe(char *buffer, Size size)
+{
+	uint64		loaded;
+	uint64		total;
+	qwen_heartbeat heartbeat;
+
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	loaded = qwen_shared->engine.loaded_bytes;
+	total = qwen_shared->engine.total_bytes;
+	heartbeat = qwen_shared->heartbeat;
+	LWLockRelease(qwen_control_lock());
+
+	if (engine.refused)
+		snprintf(buffer, size, "model refused, waiting for qwen_reload()");
+	else if (engine.pid == 0 || engine.killed)
+		snprintf(buffer, size, "engine lost, starting another one");
+	else if (engine.stopping)
+		snprintf(buffer, size, "engine is to be replaced, %d requests still running", heartbeat.running);
+	else if (!engine.ready && total > 0)
+		snprintf(buffer, size, "loading the model, %d percent", (int) (100.0 * loaded / total));
+	else if (!engine.ready)
+		snprintf(buffer, size, "starting the engine");
+	else
+		snprintf(buffer, size, "ready, %d requests running, %d waiting", heartbeat.running, heartbeat.waiting);
+}
+
+/* ---- end ---- */
+
+void
+qwen_engine_replace(void)
+{
+	engine.early_deaths = 0;
+	engine.refused = false;
+	engine.next_start = GetCurrentTimestamp();
+	if (engine.pid == 0 || engine.stopping)
+		return;
+
+	if (engine.ready)
+		qwen_relay_shutdown();
+	else
+		qwen_engine_kill("was to be replaced");
+	engine.stopping = true;
+}
+
+bool
+qwen_engine_has_ended(void)
+{
+	if (engine.pid != 0 && !engine.ended)
+		engine.ended = waitpid(engine.pid, &engine.status, WNOHANG) == engine.pid;
+	return engine.ended;
+}
+
+QwenEngineEnd
+qwen_engine_bury(void)
+{
+	QwenEngineEnd end = engine.stopping ? QWEN_END_STOPPED : engine.refused ? QWEN_END_REFUSED :
+		engine.ready ? QWEN_END_DIED : QWEN_END_DIED_EARLY;
+	int			pause_s = 0;
+	char		how[256];
+
+	describe_end(end, how, sizeof(how));
+	if (end == QWEN_END_DIED_EARLY)
+	{
+		engine.early_deaths++;
+		pause_s = Min(LONGEST_PAUSE_S, 1 << Min(engine.early_deaths - 1, 10));
+	}
+	engine.next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_s * 1000);
+	ereport(LOG,
+			(errmsg("qwen engine (PID %d) %s", (int) engine.pid, how),
+			 pause_s > 0 ? errdetail("It will be started again in %d s.", pause_s) : 0));
+
+	close(engine.fd);
+	engine.fd = -1;
+	engine.pid = 0;
+	engine.ended = false;
+	publish_end(end, how);
+	return end;
+}
+
+/* Completes "the engine ...". */
+static void
+describe_end(QwenEngineEnd end, char *buffer, Size size)
+{
+	int			status = engine.status;
+
+	if (end == QWEN_END_STOPPED)
+		snprintf(buffer, size, "was stopped to be replaced");
+	else if (engine.why_killed != NULL && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+		snprintf(buffer, size, "%s and was killed", engine.why_killed);
+	else if (WIFSIGNALED(status))
+		snprintf(buffer, size, "was terminated by signal %d: %s", WTERMSIG(status), pg_strsignal(WTERMSIG(status)));
+	else
+		snprintf(buffer, size, "exited with exit code %d", WEXITSTATUS(status));
+}
+
+static void
+publish_end(QwenEngineEnd end, const char *how)
+{
+	bool		died = end == QWEN_END_DIED || end == QWEN_END_DIED_EARLY;
+
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	qwen_shared->engine_pid = 0;
+	qwen_shared->ready_since = 0;
+	memset(&qwen_shared->heartbeat, 0, sizeof(qwen_shared->heartbeat));
+	if (died)
+	{
+		memset(&qwen_shared->engine, 0, sizeof(qwen_shared->engine));
+		qwen_shared->engine.phase = QWEN_ENGINE_STARTING;
+		qwen_shared->restarts++;
+		strlcpy(qwen_shared->last_error, how, sizeof(qwen_shared->last_error));
+	}
+	if (engine.early_deaths >= HOPELESS_DEATHS)
+		qwen_shared->serving = false;
+	LWLockRelease(qwen_control_lock());
+}
+
+bool
+qwen_engine_is_hopeless(void)
+{
+	return engine.refused || engine.early_deaths >= HOPELESS_DEATHS;
+}
+
+void
+qwen_engine_explain(qwen_wire_error *why)
+{
+	memset(why, 0, sizeof(*why));
+	strlcpy(why->sqlstate, "55000", sizeof(why->sqlstate));
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	if (engine.refused)
+	{
+		strlcpy(why->message, "the model could not be loaded", sizeof(why->message));
+		snprintf(why->detail, sizeof(why->detail), "The engine reported: %s.", qwen_shared->engine.error.message);
+		strlcpy(why->hint, "Correct qwen.model or the setting at fault and call qwen_reload().", sizeof(why->hint));
+	}
+	else
+	{
+		strlcpy(why->message, "the engine could not be started", sizeof(why->message));
+		snprintf(why->detail, sizeof(why->detail), "The last one %.512s.", qwen_shared->last_error);
+		strlcpy(why->hint, "The server log has the details.", sizeof(why->hint));
+	}
+	LWLockRelease(qwen_control_lock());
+}
+
+void
+qwen_engine_shut_down(void)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TERM_GRACE_MS);
+
+	if (engine.pid == 0)
+		return;
+
+	kill(engine.pid, SIGTERM);
+	while (!qwen_engine_has_ended())
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		int			events = 0;
+
+		/* SIGCHLD sets the latch */
+		if (left > 0)
+			events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_POSTMASTER_DEATH, left, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		if (left <= 0 || (events & WL_POSTMASTER_DEATH))
+		{
+			kill(engine.pid, SIGKILL);
+			(void) waitpid(engine.pid, &engine.status, 0);
+			break;
+		}
+	}
+	close(engine.fd);
+	engine.fd = -1;
+	engine.pid = 0;
+}
