@@ -214,7 +214,7 @@ static bool
 plain_name(const char *name)
 {
 	return name && *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
-		strlen(name) <= NAME_MAX;
+		   strlen(name) <= NAME_MAX;
 }
 
 static int
@@ -239,7 +239,8 @@ open_shards(qwen_checkpoint *c, json_t *map, qwen_error *err)
 		qwen_status rc;
 
 		if (!plain_name(name))
-			return qwen_fail(err, QWEN_CORRUPT, "model.safetensors.index.json names something that is not a plain file");
+			return qwen_fail(err, QWEN_CORRUPT,
+							 "model.safetensors.index.json names something that is not a plain file");
 		if (find_file(c, name) >= 0)
 			continue;
 		if (c->n_files == MAX_FILES)

@@ -468,7 +468,8 @@ read_open_file(int fd, const char *path, char **out, size_t *len, qwen_error *er
 		if (n < 0 && errno == EINTR)
 			n = 0;
 		else if (n <= 0)
-			return qwen_fail(err, QWEN_IO, "could not read \"%s\": %s", path, n ? strerror(errno) : "it became shorter");
+			return qwen_fail(err, QWEN_IO, "could not read \"%s\": %s", path,
+							 n ? strerror(errno) : "it became shorter");
 	}
 	return QWEN_OK;
 }

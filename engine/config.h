@@ -24,41 +24,41 @@ typedef enum qwen_arch
 
 typedef struct qwen_config
 {
-	qwen_arch	arch;
-	char		dtype[16];		/* torch_dtype as written, or empty */
-	int32_t		vocab_size;		/* rows of embedding and head, padding included */
-	int32_t		hidden_size;
-	int32_t		intermediate_size;
-	int32_t		n_layers;
-	int32_t		n_heads;
-	int32_t		n_kv_heads;
-	int32_t		head_dim;
-	int32_t		max_position_embeddings;
-	float		rms_norm_eps;
-	bool		attention_bias;	/* q, k, v (qwen2: always; qwen3: when asked) */
-	bool		output_bias;	/* o as well (qwen3 with attention_bias) */
-	bool		qk_norm;
-	bool		tied;			/* head = embedding */
+	qwen_arch arch;
+	char dtype[16];     /* torch_dtype as written, or empty */
+	int32_t vocab_size; /* rows of embedding and head, padding included */
+	int32_t hidden_size;
+	int32_t intermediate_size;
+	int32_t n_layers;
+	int32_t n_heads;
+	int32_t n_kv_heads;
+	int32_t head_dim;
+	int32_t max_position_embeddings;
+	float rms_norm_eps;
+	bool attention_bias; /* q, k, v (qwen2: always; qwen3: when asked) */
+	bool output_bias;    /* o as well (qwen3 with attention_bias) */
+	bool qk_norm;
+	bool tied; /* head = embedding */
 
 	/* RoPE */
-	double		rope_theta;
-	bool		yarn;
-	double		yarn_factor;
-	double		yarn_original;	/* original_max_position_embeddings */
-	double		yarn_beta_fast;
-	double		yarn_beta_slow;
-	double		yarn_attention_factor;	/* already resolved by the formulas of the spec */
-	bool		yarn_truncate;
+	double rope_theta;
+	bool yarn;
+	double yarn_factor;
+	double yarn_original; /* original_max_position_embeddings */
+	double yarn_beta_fast;
+	double yarn_beta_slow;
+	double yarn_attention_factor; /* already resolved by the formulas of the spec */
+	bool yarn_truncate;
 
 	/* generation */
-	int32_t		eos[QWEN_MAX_EOS];	/* union of config.json and generation_config.json */
-	int32_t		n_eos;
-	bool		has_sampling;	/* generation_config has do_sample true */
-	float		temperature;	/* generation_config's own, 1 when absent */
-	float		top_p;
-	int32_t		top_k;
-	float		min_p;
-	float		repetition_penalty;
+	int32_t eos[QWEN_MAX_EOS]; /* union of config.json and generation_config.json */
+	int32_t n_eos;
+	bool has_sampling; /* generation_config has do_sample true */
+	float temperature; /* generation_config's own, 1 when absent */
+	float top_p;
+	int32_t top_k;
+	float min_p;
+	float repetition_penalty;
 } qwen_config;
 
 /* Reads config.json (and generation_config.json when there) of a model folder. */
@@ -69,7 +69,7 @@ qwen_status qwen_config_parse(const char *config, size_t config_len, const char 
 							  qwen_config *out, qwen_error *err);
 
 /* Parameters by the formulas of the architecture. */
-uint64_t	qwen_config_parameters(const qwen_config *config);
+uint64_t qwen_config_parameters(const qwen_config *config);
 
 const char *qwen_arch_name(qwen_arch arch);
 

@@ -64,6 +64,7 @@ allocate_cache(qwen_model *m, qwen_error *err)
 	{
 		qwen_status rc;
 
+		m->kv[i].dtype = qwen_model_kv_dtype(m);
 		m->kv[i].n_blocks = m->kv_blocks;
 		if ((rc = allocate(m, &m->kv[i].k, m->kv_layer_bytes, err)) != QWEN_OK ||
 			(rc = allocate(m, &m->kv[i].v, m->kv_layer_bytes, err)) != QWEN_OK)
@@ -219,6 +220,12 @@ int
 qwen_model_kv_blocks(const qwen_model *m)
 {
 	return m->kv_blocks;
+}
+
+uint64_t
+qwen_model_kv_token_bytes(const qwen_model *m)
+{
+	return 2 * (uint64_t) m->config.n_layers * m->kv_layer_bytes / ((uint64_t) m->kv_blocks * QWEN_KV_BLOCK);
 }
 
 int

@@ -40,6 +40,7 @@ const qwen_config *qwen_model_config(const qwen_model *model);
 const qwen_device *qwen_model_device(const qwen_model *model);
 int			qwen_model_max_len(const qwen_model *model);	/* tokens of one sequence */
 int			qwen_model_kv_blocks(const qwen_model *model);	/* blocks of QWEN_KV_BLOCK tokens in the cache */
+uint64_t	qwen_model_kv_token_bytes(const qwen_model *model);	/* of the cache, all layers */
 int			qwen_model_step_tokens(const qwen_model *model);
 int			qwen_model_max_sequences(const qwen_model *model);
 uint64_t	qwen_model_weight_bytes(const qwen_model *model);

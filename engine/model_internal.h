@@ -14,14 +14,14 @@
  */
 typedef struct qwen_workspace
 {
-	void	   *resid;			/* [T, h] */
-	void	   *norm;			/* [T, h] */
-	void	   *delta;			/* [T, h] what a part adds to the residual stream */
-	void	   *rows;			/* [R, h] rows whose logits are wanted */
-	void	   *qkv;			/* [T, (Hq + 2 Hkv) d]  attention */
-	void	   *attn;			/* [T, Hq d] */
-	void	   *gate_up;		/* [T, 2 f]             feed-forward */
-	void	   *act;			/* [T, f] */
+	void *resid;   /* [T, h] */
+	void *norm;    /* [T, h] */
+	void *delta;   /* [T, h] what a part adds to the residual stream */
+	void *rows;    /* [R, h] rows whose logits are wanted */
+	void *qkv;     /* [T, (Hq + 2 Hkv) d]  attention */
+	void *attn;    /* [T, Hq d] */
+	void *gate_up; /* [T, 2 f]             feed-forward */
+	void *act;     /* [T, f] */
 } qwen_workspace;
 
 struct qwen_model
@@ -29,24 +29,27 @@ struct qwen_model
 	qwen_config config;
 	qwen_device *dev;
 	qwen_weights weights;
-	qwen_heads	heads;
-	qwen_kv_layer *kv;			/* [n_layers] */
-	size_t		kv_layer_bytes; /* of the keys of one layer; the values take the same */
-	int			kv_blocks;
+	qwen_heads heads;
+	qwen_kv_layer *kv;     /* [n_layers] */
+	size_t kv_layer_bytes; /* of the keys of one layer; the values take the same */
+	int kv_blocks;
 	qwen_workspace ws;
-	void	   *arena;			/* the memory of ws */
-	size_t		arena_bytes;
-	float	   *rope;			/* [max_len, d] device */
-	size_t		rope_bytes;
-	int			max_len;
-	int			max_sequences;
-	int			step_tokens;
+	void *arena; /* the memory of ws */
+	size_t arena_bytes;
+	float *rope; /* [max_len, d] device */
+	size_t rope_bytes;
+	int max_len;
+	int max_sequences;
+	int step_tokens;
 };
 
 /* model_plan.c: sizes. */
 
+/* How keys and values are kept. */
+qwen_dtype qwen_model_kv_dtype(const qwen_model *model);
+
 /* Bytes of the step's activations; when base is given, the pointers of ws are laid out there. */
-size_t		qwen_workspace_layout(const qwen_model *model, qwen_workspace *ws, char *base);
+size_t qwen_workspace_layout(const qwen_model *model, qwen_workspace *ws, char *base);
 
 /*
  * Decides max_len and the number of cache blocks, and refuses what the memory cannot hold.  The weights are planned

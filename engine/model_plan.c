@@ -69,12 +69,18 @@ plan_length(qwen_model *m, int asked, qwen_error *err)
 	return qwen_fail_hint(err, "Lower qwen.max_model_len, or add YaRN rope scaling to config.json.");
 }
 
+qwen_dtype
+qwen_model_kv_dtype(const qwen_model *m)
+{
+	return m->dev->ops->kv_dtype(m->dev, m->weights.layers[0].qkv.dtype);
+}
+
 /* Bytes of all layers' keys and values in one block. */
 static uint64_t
 block_bytes(const qwen_model *m)
 {
 	return 2ull * (uint64_t) m->config.n_layers * QWEN_KV_BLOCK * (uint64_t) m->heads.n_kv * (uint64_t) m->heads.dim *
-		m->dev->kv_bytes;
+		   qwen_dtype_bytes(qwen_model_kv_dtype(m));
 }
 
 static uint64_t

@@ -19,21 +19,21 @@
 
 typedef struct qwen_tensor
 {
-	char	   *name;			/* owned by the list */
-	const char *dtype;			/* "BF16": a constant */
-	int			bits;			/* of one element */
-	int			rank;
-	uint64_t	shape[QWEN_TENSOR_MAX_RANK];
-	uint64_t	begin;			/* bytes [begin, end) of the file's data area */
-	uint64_t	end;
-	int			file;			/* index in the checkpoint */
+	char *name;        /* owned by the list */
+	const char *dtype; /* "BF16": a constant */
+	int bits;          /* of one element */
+	int rank;
+	uint64_t shape[QWEN_TENSOR_MAX_RANK];
+	uint64_t begin; /* bytes [begin, end) of the file's data area */
+	uint64_t end;
+	int file; /* index in the checkpoint */
 } qwen_tensor;
 
 typedef struct qwen_tensor_list
 {
-	qwen_tensor *items;			/* sorted by name */
-	size_t		n;
-	size_t		cap;
+	qwen_tensor *items; /* sorted by name */
+	size_t n;
+	size_t cap;
 } qwen_tensor_list;
 
 /*
@@ -42,13 +42,13 @@ typedef struct qwen_tensor_list
  */
 qwen_status qwen_safetensors_parse(const char *file, const char *header, size_t len, uint64_t data_bytes,
 								   qwen_tensor_list *out, qwen_error *err);
-void		qwen_tensor_list_free(qwen_tensor_list *list);
+void qwen_tensor_list_free(qwen_tensor_list *list);
 
 typedef struct qwen_checkpoint qwen_checkpoint;
 
 /* Opens model.safetensors, or all files of model.safetensors.index.json, of a folder. */
 qwen_status qwen_checkpoint_open(const char *model_dir, qwen_checkpoint **out, qwen_error *err);
-void		qwen_checkpoint_close(qwen_checkpoint *checkpoint);
+void qwen_checkpoint_close(qwen_checkpoint *checkpoint);
 
 /* All tensors, sorted by name. */
 const qwen_tensor_list *qwen_checkpoint_tensors(const qwen_checkpoint *checkpoint);

@@ -67,7 +67,8 @@ fail_upload(loader *l, const qwen_slot *slot)
 		qwen_fail(l->err, QWEN_INVALID, "tensor \"%s\" does not fit the type float16", slot->tensor->name);
 		return qwen_fail_hint(l->err, "Set qwen.dtype to auto, bfloat16 or float32.");
 	}
-	return qwen_fail(l->err, QWEN_INTERNAL, "tensor \"%s\" could not be stored on %s", slot->tensor->name, l->dev->name);
+	return qwen_fail(l->err, QWEN_INTERNAL, "tensor \"%s\" could not be stored on %s", slot->tensor->name,
+					 l->dev->name);
 }
 
 static void
@@ -89,8 +90,8 @@ load_matrix(loader *l, const qwen_slot *slot)
 	{
 		int64_t n = row + step < slot->rows ? step : slot->rows - row;
 		size_t bytes = (size_t) n * row_bytes;
-		qwen_status rc = qwen_checkpoint_read(l->checkpoint, slot->tensor, (uint64_t) row * row_bytes, l->staging,
-											  bytes, l->err);
+		qwen_status rc =
+			qwen_checkpoint_read(l->checkpoint, slot->tensor, (uint64_t) row * row_bytes, l->staging, bytes, l->err);
 
 		if (rc != QWEN_OK)
 			return rc;

@@ -48,13 +48,12 @@ static bool
 ignorable(const qwen_config *config, const char *name)
 {
 	return ends_with(name, "rotary_emb.inv_freq") || ends_with(name, ".masked_bias") || !strncmp(name, "visual.", 7) ||
-		!strncmp(name, "mtp.", 4) || (config->tied && !strcmp(name, "lm_head.weight"));
+		   !strncmp(name, "mtp.", 4) || (config->tied && !strcmp(name, "lm_head.weight"));
 }
 
 /* ---- slots ---- */
 
-static qwen_slot *
-add_slot(qwen_weight_plan *plan, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static qwen_slot *add_slot(qwen_weight_plan *plan, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 static qwen_slot *
 add_slot(qwen_weight_plan *plan, const char *fmt, ...)
@@ -161,8 +160,7 @@ typedef struct findings
 	int shown;
 } findings;
 
-static void
-note(findings *f, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void note(findings *f, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 static void
 note(findings *f, const char *fmt, ...)
@@ -220,7 +218,7 @@ same_shape(const qwen_slot *slot, const qwen_tensor *t)
 	int rank = slot->matrix ? 2 : 1;
 
 	return t->rank == rank && t->shape[0] == (uint64_t) slot->rows &&
-		(rank == 1 || t->shape[1] == (uint64_t) slot->cols);
+		   (rank == 1 || t->shape[1] == (uint64_t) slot->cols);
 }
 
 static void
@@ -282,7 +280,8 @@ report(const mismatch *bad, qwen_error *err)
 	describe(text, sizeof(text), "Unsupported type", &bad->dtype);
 	describe(text, sizeof(text), "Unexpected tensors", &bad->unexpected);
 	qwen_fail_detail(err, "%s", text);
-	return qwen_fail_hint(err, "qwen.model must name the folder of a complete checkpoint in bfloat16, float16 or float32.");
+	return qwen_fail_hint(err,
+						  "qwen.model must name the folder of a complete checkpoint in bfloat16, float16 or float32.");
 }
 
 static qwen_status

@@ -46,16 +46,15 @@ typedef struct kernel_set
 	const qwen_ops *ops;
 	const cpu_feature *features; /* NULL: runs anywhere */
 	unsigned xcr0;               /* bits that must be set */
-	size_t kv_bytes;
 	bool threaded;
 } kernel_set;
 
 /* Best first; "auto" takes the first usable one. */
 static const kernel_set sets[] = {
-	{"avx512", &qwen_ops_avx512, avx512_features, XCR0_AVX512, 2, true},
-	{"avx2", &qwen_ops_avx2, avx2_features, XCR0_AVX, 2, true},
-	{"portable", &qwen_ops_portable, NULL, 0, 2, true},
-	{"ref", &qwen_ops_ref, NULL, 0, 4, false},
+	{"avx512", &qwen_ops_avx512, avx512_features, XCR0_AVX512, true},
+	{"avx2", &qwen_ops_avx2, avx2_features, XCR0_AVX, true},
+	{"portable", &qwen_ops_portable, NULL, 0, true},
+	{"ref", &qwen_ops_ref, NULL, 0, false},
 };
 #define N_SETS (sizeof(sets) / sizeof(sets[0]))
 
@@ -155,7 +154,6 @@ qwen_device_open(const char *name, const char *kernels, int n_threads, char *err
 	snprintf(dev->name, sizeof(dev->name), "%s", name);
 	dev->ops = set->ops;
 	dev->act_bytes = sizeof(float);
-	dev->kv_bytes = set->kv_bytes;
 	dev->n_threads = !set->threaded ? 1 : n_threads > 0 ? n_threads : qwen_cpu_count();
 	if (set->threaded && !(dev->priv = qwen_pool_new(dev->n_threads)))
 	{

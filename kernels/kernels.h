@@ -79,9 +79,10 @@ typedef struct qwen_heads
 	float		eps;			/* of the q/k norms */
 } qwen_heads;
 
-/* One layer's cache: [n_blocks][n_kv][QWEN_KV_BLOCK][dim] each for keys and values, element type of the device. */
+/* One layer's cache: [n_blocks][n_kv][QWEN_KV_BLOCK][dim] each for keys and values. */
 typedef struct qwen_kv_layer
 {
+	qwen_dtype	dtype;			/* as kv_dtype of the device said */
 	void	   *k;
 	void	   *v;
 	int64_t		n_blocks;
@@ -112,6 +113,9 @@ typedef struct qwen_ops
 								  qwen_dtype source);
 	/* Stores a vector (norm weight, bias) of n elements as float: d_dst[n]. */
 	bool		(*vector_upload) (qwen_device *dev, float *d_dst, const void *src, qwen_dtype source, int64_t n);
+
+	/* The type in which the device keeps keys and values of a model whose matrices are of type `stored`. */
+	qwen_dtype	(*kv_dtype) (const qwen_device *dev, qwen_dtype stored);
 
 	/* ---- operations ---- */
 	/* out[t, :] = row ids[t] of E, t < n; ids are checked by the caller. */
@@ -146,7 +150,6 @@ struct qwen_device
 	char		name[16];		/* "cpu", "cuda:0" */
 	const qwen_ops *ops;
 	size_t		act_bytes;		/* of one activation element */
-	size_t		kv_bytes;		/* of one element of the KV cache */
 	int			n_threads;
 	void	   *priv;			/* the implementation's own state */
 };

@@ -1,6 +1,6 @@
 /*
  * cpu_attention.h
- *	  Head norms, RoPE, the paged bfloat16 cache and attention. Included by
+ *	  Head norms, RoPE, the paged cache and attention. Included by
  *	  cpu_kernels.h.
  *
  * Attention is one pass with a running maximum and sum (online softmax), a
@@ -66,6 +66,22 @@ rope_row(float *x, const float *table, int32_t half)
 	}
 }
 
+/* x[dim] into the cache from element `cell` on. */
+INLINE void
+store_row(void *cache, int64_t cell, const float *x, int32_t dim, qwen_dtype dtype)
+{
+	uint16_t *half = (uint16_t *) cache + cell;
+
+	if (dtype == QWEN_F32)
+		memcpy((float *) cache + cell, x, (size_t) dim * sizeof(float));
+	else if (dtype == QWEN_BF16)
+		for (int32_t i = 0; i < dim; i++)
+			half[i] = qwen_float_bf16(x[i]);
+	else
+		for (int32_t i = 0; i < dim; i++) /* held to the range: one infinite key would spoil its whole sequence */
+			half[i] = qwen_float_f16(fminf(fmaxf(x[i], -65504.0f), 65504.0f));
+}
+
 /* One token's row of qkv; seq says where its cells are. */
 static void
 store_token(const store_job *job, const qwen_batch_seq *seq, int64_t t)
@@ -91,11 +107,8 @@ store_token(const store_job *job, const qwen_batch_seq *seq, int64_t t)
 	{
 		int64_t cell = cache_block(heads, block, g) + (int64_t) (position % QWEN_KV_BLOCK) * dim;
 
-		for (int32_t i = 0; i < dim; i++)
-		{
-			((uint16_t *) job->kv->k)[cell + i] = qwen_float_bf16(k[(int64_t) g * dim + i]);
-			((uint16_t *) job->kv->v)[cell + i] = qwen_float_bf16(v[(int64_t) g * dim + i]);
-		}
+		store_row(job->kv->k, cell, k + (int64_t) g * dim, dim, job->kv->dtype);
+		store_row(job->kv->v, cell, v + (int64_t) g * dim, dim, job->kv->dtype);
 	}
 }
 
@@ -228,11 +241,12 @@ tile_block(const attention_job *job, const attention_tile *at, softmax_state *st
 	int64_t cells = cache_block(heads, at->seq->blocks[start / QWEN_KV_BLOCK], at->g);
 	int32_t last = job->batch->positions[at->first + at->n - 1] - start + 1; /* cells that any row of the tile sees */
 	int32_t n_cells = last < QWEN_KV_BLOCK ? last : QWEN_KV_BLOCK;
+	int64_t size = (int64_t) qwen_dtype_bytes(job->kv->dtype);
 	float k[QWEN_KV_BLOCK * QWEN_MAX_HEAD_DIM];
 	float v[QWEN_KV_BLOCK * QWEN_MAX_HEAD_DIM];
 
-	widen_row(k, (const char *) job->kv->k + cells * 2, (int64_t) n_cells * dim, QWEN_BF16);
-	widen_row(v, (const char *) job->kv->v + cells * 2, (int64_t) n_cells * dim, QWEN_BF16);
+	widen_any(k, (const char *) job->kv->k + cells * size, (int64_t) n_cells * dim, job->kv->dtype);
+	widen_any(v, (const char *) job->kv->v + cells * size, (int64_t) n_cells * dim, job->kv->dtype);
 	for (int32_t i = 0; i < at->n; i++)
 	{
 		int64_t t = at->first + i;

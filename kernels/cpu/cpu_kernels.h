@@ -7,8 +7,9 @@
  * follows from the flags.  Everything is static but the table, so that no
  * function compiled for one instruction set is ever linked into another.
  *
- * Weights stay in the type they came in, activations are float, the KV cache
- * is bfloat16.
+ * Weights stay in the type they came in, activations are float, and the KV
+ * cache has the type of the weights: a model keeps the precision it was
+ * published in.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -24,7 +25,7 @@
 #include "cpu_attention.h"
 
 static qwen_dtype
-cpu_matrix_dtype(const qwen_device *dev, qwen_dtype source)
+same_dtype(const qwen_device *dev, qwen_dtype source)
 {
 	return source;
 }
@@ -36,10 +37,11 @@ const qwen_ops CPU_OPS = {
 	.upload = qwen_host_upload,
 	.download = qwen_host_download,
 	.synchronize = qwen_host_synchronize,
-	.matrix_dtype = cpu_matrix_dtype,
+	.matrix_dtype = same_dtype,
 	.matrix_bytes = qwen_host_matrix_bytes,
 	.matrix_upload = qwen_host_matrix_upload,
 	.vector_upload = qwen_host_vector_upload,
+	.kv_dtype = same_dtype,
 	.embed = cpu_embed,
 	.add_rmsnorm = cpu_add_rmsnorm,
 	.linear = cpu_linear,

@@ -38,23 +38,24 @@ widen_row(float *out, const char *x, int64_t n, qwen_dtype dtype)
 }
 
 static void
+widen_any(float *out, const char *x, int64_t n, qwen_dtype dtype)
+{
+	if (dtype == QWEN_F32)
+		memcpy(out, x, (size_t) n * sizeof(float));
+	else if (dtype == QWEN_BF16)
+		widen_row(out, x, n, QWEN_BF16);
+	else
+		widen_row(out, x, n, QWEN_F16);
+}
+
+static void
 gather_piece(void *arg, int64_t begin, int64_t end)
 {
 	const gather_job *job = arg;
 	int64_t size = (int64_t) qwen_dtype_bytes(job->dtype);
 
 	for (int64_t i = begin; i < end; i++)
-	{
-		float *out = job->out + i * job->h;
-		const char *x = job->x + job->rows[i] * job->h * size;
-
-		if (job->dtype == QWEN_F32)
-			memcpy(out, x, (size_t) job->h * sizeof(float));
-		else if (job->dtype == QWEN_BF16)
-			widen_row(out, x, job->h, QWEN_BF16);
-		else
-			widen_row(out, x, job->h, QWEN_F16);
-	}
+		widen_any(job->out + i * job->h, job->x + job->rows[i] * job->h * size, job->h, job->dtype);
 }
 
 static void

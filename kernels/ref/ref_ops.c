@@ -1,6 +1,7 @@
 /*
  * ref_ops.c
- *	  The oracle's table. Matrices are widened to float when they are stored.
+ *	  The oracle's table. Matrices and cache are float whatever the checkpoint
+ *	  holds.
  */
 #include "ref.h"
 
@@ -8,7 +9,7 @@
 #include "../sets.h"
 
 static qwen_dtype
-matrix_dtype(const qwen_device *dev, qwen_dtype source)
+always_float(const qwen_device *dev, qwen_dtype source)
 {
 	return QWEN_F32;
 }
@@ -20,10 +21,11 @@ const qwen_ops qwen_ops_ref = {
 	.upload = qwen_host_upload,
 	.download = qwen_host_download,
 	.synchronize = qwen_host_synchronize,
-	.matrix_dtype = matrix_dtype,
+	.matrix_dtype = always_float,
 	.matrix_bytes = qwen_host_matrix_bytes,
 	.matrix_upload = qwen_host_matrix_upload,
 	.vector_upload = qwen_host_vector_upload,
+	.kv_dtype = always_float,
 	.embed = qwen_ref_embed,
 	.add_rmsnorm = qwen_ref_add_rmsnorm,
 	.linear = qwen_ref_linear,

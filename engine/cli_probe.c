@@ -1,0 +1,62 @@
+/*
+ * cli_probe.c
+ *	  qwen-engine probe: what this machine gives.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+#include "measure.h"
+#include "memory.h"
+
+static void
+print_sets(const char *chosen)
+{
+	for (const char *const *set = qwen_kernel_sets(); *set; set++)
+	{
+		char why[128] = "";
+		bool usable = qwen_kernel_set_usable(*set, why, sizeof(why));
+
+		printf("kernels    %-9s %s%s\n", *set, usable ? "usable" : why, !strcmp(*set, chosen) ? ", chosen" : "");
+	}
+	printf("kernels    %-9s not in this build\n", "amx");
+}
+
+static void
+print_rates(qwen_device *dev)
+{
+	static const qwen_dtype types[] = {QWEN_F32, QWEN_F16, QWEN_BF16};
+
+	printf("bandwidth  %.1f GB/s read, %d threads\n", qwen_measure_bandwidth(dev->n_threads) / 1e9, dev->n_threads);
+	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+		printf("matrix     %.0f GFLOP/s, weights %s, %s kernels\n", qwen_measure_matrix(dev, types[i]) / 1e9,
+			   qwen_dtype_name(types[i]), dev->ops->name);
+}
+
+int
+qwen_cmd_probe(int argc, char **argv)
+{
+	static const char usage[] =
+		"Prints what the machine gives: instruction sets found and chosen, cores, memory, measured read bandwidth and\n"
+		"measured matrix rates. Takes no model.";
+	qwen_model_options options;
+	char why[128], text[32];
+	qwen_device *dev;
+	int rc = qwen_cli_parse(argc, argv, usage, NULL, &options, true, NULL);
+
+	if (rc >= 0)
+		return rc;
+	dev = qwen_device_open("cpu", options.kernels, options.threads, why, sizeof(why));
+	if (!dev)
+	{
+		fprintf(stderr, "qwen-engine: %s\n", why);
+		return 1;
+	}
+	print_sets(dev->ops->name);
+	printf("cores      %d usable\n", qwen_cpu_count());
+	printf("memory     %s available\n", qwen_memory_text(text, sizeof(text), qwen_memory_available()));
+	print_rates(dev);
+	printf("cuda       no devices in this build\n");
+	qwen_device_close(dev);
+	return 0;
+}
