@@ -172,7 +172,7 @@ send_failed(void)
 	if (errno == EINTR)
 		return false;
 	if (errno != EAGAIN && errno != EWOULDBLOCK)
-		qwen_engine_kill(NULL);
+		qwen_engine_lost();
 	return true;
 }
 
@@ -287,7 +287,7 @@ qwen_relay_receive(void)
 			return;
 		if (n <= 0)
 		{
-			qwen_engine_kill(NULL);
+			qwen_engine_lost();
 			return;
 		}
 		inbox.length += n;

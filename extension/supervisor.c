@@ -40,6 +40,7 @@
 #define LONGEST_PAUSE_S 60		/* between attempts to start an engine */
 #define HOPELESS_DEATHS 3		/* early ones in a row, then queued requests fail */
 #define TERM_GRACE_MS 500		/* between SIGTERM and SIGKILL when the worker ends */
+#define EXIT_GRACE_MS 2000		/* between the end of its socket and SIGKILL */
 #define MAX_ARGS 32
 
 extern char **environ;
@@ -65,9 +66,10 @@ static struct
 	bool		refused;		/* has been FAILED, or could not be executed */
 	bool		stopping;		/* was told to end */
 	bool		ended;			/* waitpid has said so */
-	bool		killed;			/* by us; nothing is read or written any more */
-	const char *why_killed;		/* NULL: because it seemed to have ended */
+	bool		lost;			/* its socket is closed or of no use any more; it has ended or will be killed */
+	const char *why_killed;		/* NULL: not by us */
 	TimestampTz last_frame;
+	TimestampTz kill_at;		/* when lost */
 	TimestampTz next_start;		/* while there is none */
 	int			early_deaths;	/* in a row */
 }			engine = {.fd = -1};
@@ -175,7 +177,7 @@ start_engine(void)
 	engine.ready = false;
 	engine.stopping = false;
 	engine.ended = false;
-	engine.killed = false;
+	engine.lost = false;
 	engine.why_killed = NULL;
 	if (access(program, X_OK) != 0)
 	{
@@ -270,6 +272,10 @@ leave_server(int fd, pid_t worker)
 		(void) signal(i, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+
+	/* Signals to the worker go to its process group: pg_cancel_backend() and a terminal's ^C are not for the engine. */
+	if (setsid() < 0)
+		_exit(126);
 
 	/* The signal comes when the worker dies; but it may have died before we asked for it. */
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != worker)
@@ -433,19 +439,32 @@ terminate_texts(qwen_engine_state *state)
 void
 qwen_engine_check_heartbeat(void)
 {
-	if (engine.pid != 0 && !engine.killed && qwen_heartbeat_timeout > 0 &&
-		TimestampDifferenceExceeds(engine.last_frame, GetCurrentTimestamp(), qwen_heartbeat_timeout * 1000))
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (engine.pid == 0 || engine.why_killed != NULL)
+		return;
+	if (engine.lost && now >= engine.kill_at)
+		qwen_engine_kill("closed its socket");
+	else if (!engine.lost && qwen_heartbeat_timeout > 0 &&
+			 TimestampDifferenceExceeds(engine.last_frame, now, qwen_heartbeat_timeout * 1000))
 		qwen_engine_kill("gave no sign of life for qwen.heartbeat_timeout");
+}
+
+void
+qwen_engine_lost(void)
+{
+	if (engine.lost)
+		return;
+	engine.lost = true;
+	engine.kill_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), EXIT_GRACE_MS);
 }
 
 void
 qwen_engine_kill(const char *why)
 {
-	if (engine.pid == 0 || engine.killed)
+	if (engine.pid == 0 || engine.ended || engine.why_killed != NULL)
 		return;
-	engine.killed = true;
-	if (engine.ended)
-		return;
+	engine.lost = true;
 	engine.why_killed = why;
 	kill(engine.pid, SIGKILL);
 }
@@ -453,13 +472,13 @@ qwen_engine_kill(const char *why)
 int
 qwen_engine_socket(void)
 {
-	return engine.killed ? -1 : engine.fd;
+	return engine.lost ? -1 : engine.fd;
 }
 
 bool
 qwen_engine_takes_requests(void)
 {
-	return engine.pid != 0 && engine.ready && !engine.stopping && !engine.killed;
+	return engine.pid != 0 && engine.ready && !engine.stopping && !engine.lost;
 }
 
 long
@@ -467,14 +486,18 @@ qwen_engine_timeout(void)
 {
 	if (engine.pid == 0)
 		return engine.refused ? -1 : TimestampDifferenceMilliseconds(GetCurrentTimestamp(), engine.next_start);
-	if (engine.killed || qwen_heartbeat_timeout == 0)
+	if (engine.why_killed != NULL)
+		return -1;
+	if (engine.lost)
+		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), engine.kill_at);
+	if (qwen_heartbeat_timeout == 0)
 		return -1;
 	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 										   TimestampTzPlusMilliseconds(engine.last_frame,
 																	   qwen_heartbeat_timeout * INT64CONST(1000) + 1));
 }
 
-void
+bool
 qwen_engine_describe(char *buffer, Size size)
 {
 	uint64		loaded;
@@ -489,7 +512,7 @@ qwen_engine_describe(char *buffer, Size size)
 
 	if (engine.refused)
 		snprintf(buffer, size, "model refused, waiting for qwen_reload()");
-	else if (engine.pid == 0 || engine.killed)
+	else if (engine.pid == 0 || engine.lost)
 		snprintf(buffer, size, "engine lost, starting another one");
 	else if (engine.stopping)
 		snprintf(buffer, size, "engine is to be replaced, %d requests still running", heartbeat.running);
@@ -499,6 +522,7 @@ qwen_engine_describe(char *buffer, Size size)
 		snprintf(buffer, size, "starting the engine");
 	else
 		snprintf(buffer, size, "ready, %d requests running, %d waiting", heartbeat.running, heartbeat.waiting);
+	return !engine.refused && (!engine.ready || heartbeat.running > 0);
 }
 
 /* ---- end ---- */

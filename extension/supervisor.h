@@ -37,10 +37,13 @@ extern void qwen_engine_replace(void);
 extern bool qwen_engine_has_ended(void);
 extern QwenEngineEnd qwen_engine_bury(void);
 
-/* Kills an engine that has been silent for qwen.heartbeat_timeout. */
+/* Kills an engine that has been silent for qwen.heartbeat_timeout, or closed its socket and did not end. */
 extern void qwen_engine_check_heartbeat(void);
 
-/* Kills an engine that cannot be talked to any more. `why` completes "the engine ..."; NULL: it has probably ended. */
+/* The socket has come to its end: the engine has ended or is about to. */
+extern void qwen_engine_lost(void);
+
+/* Kills an engine that cannot be trusted any more. `why` completes "the engine ...". */
 extern void qwen_engine_kill(const char *why);
 
 /* Ends the engine for good, when the worker ends. */
@@ -55,8 +58,8 @@ extern bool qwen_engine_takes_requests(void);
 /* Milliseconds until start_if_due or check_heartbeat has something to do; -1: never. */
 extern long qwen_engine_timeout(void);
 
-/* What the worker is doing, for pg_stat_activity. */
-extern void qwen_engine_describe(char *buffer, Size size);
+/* What the worker is doing, for pg_stat_activity; true if it is busy. */
+extern bool qwen_engine_describe(char *buffer, Size size);
 
 /* Whether queued requests cannot be served: the model was refused, or engines die again and again before they are ready. */
 extern bool qwen_engine_is_hopeless(void);

@@ -255,12 +255,12 @@ report(void)
 {
 	static char shown[128] = "";
 	char		text[128];
+	bool		busy = qwen_engine_describe(text, sizeof(text));
 
-	qwen_engine_describe(text, sizeof(text));
 	if (strcmp(text, shown) == 0)
 		return;
 	strlcpy(shown, text, sizeof(shown));
-	pgstat_report_activity(STATE_RUNNING, text);
+	pgstat_report_activity(busy ? STATE_RUNNING : STATE_IDLE, text);
 }
 
 static void
