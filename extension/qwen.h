@@ -38,31 +38,31 @@ extern char *qwen_model;
 extern char *qwen_device_map;
 extern char *qwen_max_memory;
 extern char *qwen_dtype;
-extern int	qwen_max_model_len;
-extern int	qwen_max_sequences;
+extern int qwen_max_model_len;
+extern int qwen_max_sequences;
 extern char *qwen_kv_memory;
-extern int	qwen_threads;
+extern int qwen_threads;
 
 /* shared memory: postmaster */
-extern int	qwen_max_requests;
-extern int	qwen_queue_memory;	/* kB */
+extern int qwen_max_requests;
+extern int qwen_queue_memory; /* kB */
 
 /* supervision: sighup */
-extern int	qwen_heartbeat_timeout; /* s */
+extern int qwen_heartbeat_timeout; /* s */
 
 /* generation defaults: user */
-extern int	qwen_max_tokens;
+extern int qwen_max_tokens;
 extern double qwen_temperature;
 extern double qwen_top_p;
-extern int	qwen_top_k;
-extern int	qwen_seed;
+extern int qwen_top_k;
+extern int qwen_seed;
 extern char *qwen_system;
 extern bool qwen_thinking;
-extern int	qwen_on_error;		/* QwenOnError */
-extern int	qwen_priority;		/* -1 batch, 0 normal, 1 interactive; superuser */
-extern int	qwen_wait_ready;	/* ms */
-extern int	qwen_queue_timeout; /* ms */
-extern bool qwen_log_prompts;	/* superuser */
+extern int qwen_on_error;      /* QwenOnError */
+extern int qwen_priority;      /* -1 batch, 0 normal, 1 interactive; superuser */
+extern int qwen_wait_ready;    /* ms */
+extern int qwen_queue_timeout; /* ms */
+extern bool qwen_log_prompts;  /* superuser */
 
 extern void qwen_define_settings(void);
 
@@ -70,7 +70,7 @@ extern void qwen_define_settings(void);
 
 /* Whether the library was preloaded and this process sees the shared memory; otherwise the SQL functions raise 55000. */
 extern bool qwen_is_preloaded(void);
-extern void qwen_request_shared_memory(void);	/* hooks; from _PG_init when preloading */
+extern void qwen_request_shared_memory(void); /* hooks; from _PG_init when preloading */
 
 /* ---- client.c ---- */
 
@@ -84,10 +84,10 @@ typedef struct QwenCall QwenCall;
  */
 typedef struct QwenReply
 {
-	qwen_frame_type type;		/* DATA, DONE or ERROR */
+	qwen_frame_type type; /* DATA, DONE or ERROR */
 	const char *data;
-	uint32		length;
-	qwen_done	done;
+	uint32 length;
+	qwen_done done;
 	qwen_wire_error error;
 } QwenReply;
 
@@ -117,16 +117,16 @@ pg_noreturn extern void qwen_raise(const qwen_wire_error *error);
 /* The worker's and engine's state, a consistent copy. */
 typedef struct QwenStatus
 {
-	bool		worker_running;
-	int			worker_pid;
-	int			engine_pid;		/* 0: none */
+	bool worker_running;
+	int worker_pid;
+	int engine_pid; /* 0: none */
 	qwen_engine_state engine;
 	qwen_heartbeat heartbeat;
 	TimestampTz engine_start;
 	TimestampTz ready_since;
-	int64		restarts;		/* engine deaths since the server started */
-	char		model[MAXPGPATH];	/* path that the engine was started with */
-	char		last_error[1024];	/* how the last engine died, or why the model was refused */
+	int64 restarts;        /* engine deaths since the server started */
+	char model[MAXPGPATH]; /* path that the engine was started with */
+	char last_error[1024]; /* how the last engine died, or why the model was refused */
 } QwenStatus;
 
 extern void qwen_get_status(QwenStatus *status);
@@ -134,20 +134,20 @@ extern void qwen_get_status(QwenStatus *status);
 /* One row of qwen_requests. */
 typedef struct QwenRequestInfo
 {
-	int			pid;
-	Oid			userid;
-	Oid			databaseid;
-	const char *state;			/* "queued", "running", "done" */
-	const char *kind;			/* "generate", ... */
-	int			priority;
-	int32		prompt_tokens;
-	int32		output_tokens;
-	int			deaths;			/* engine deaths survived */
+	int pid;
+	Oid userid;
+	Oid databaseid;
+	const char *state; /* "queued", "running", "done" */
+	const char *kind;  /* "generate", ... */
+	int priority;
+	int32 prompt_tokens;
+	int32 output_tokens;
+	int deaths; /* engine deaths survived */
 	TimestampTz submitted;
 } QwenRequestInfo;
 
 /* Copies the slots in use into a palloc'd array. */
-extern int	qwen_list_requests(QwenRequestInfo **out);
+extern int qwen_list_requests(QwenRequestInfo **out);
 
 /* Asks the worker to re-read the settings and restart the engine; returns when the worker has taken the order. */
 extern void qwen_request_reload(void);
@@ -161,11 +161,11 @@ extern void qwen_register_worker(void);
 /* The generation options of one call, all sources merged (sql-api.md 2). */
 typedef struct QwenOptions
 {
-	qwen_request_header head;	/* kind and n_fields are set by the caller */
-	const char *system;			/* NULL: none */
-	bool		system_given;	/* by the caller, not by qwen.system */
-	List	   *stop;			/* of text */
+	qwen_request_header head; /* kind and n_fields are set by the caller */
+	const char *system;       /* NULL: none */
+	bool system_given;        /* by the caller, not by qwen.system */
+	List *stop;               /* of text */
 	QwenOnError on_error;
 } QwenOptions;
 
-#endif							/* QWEN_EXTENSION_H */
+#endif /* QWEN_EXTENSION_H */

@@ -1,0 +1,283 @@
+/* qwen: the objects of the extension, in full. Upgrades stand in files of their own beside this one. */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION qwen" to load this file. \quit
+
+-- ---- generation ----
+--
+-- All take the same named options behind their subject; NULL means: use the setting. They are not STRICT for that
+-- reason, and give NULL for a NULL subject all the same. VOLATILE, so that planning never calls the model. RESTRICTED,
+-- so that a request and its cancellation belong to the session itself.
+
+CREATE FUNCTION qwen_generate(
+	prompt text,
+	max_tokens int DEFAULT NULL,
+	temperature float8 DEFAULT NULL,
+	top_p float8 DEFAULT NULL,
+	top_k int DEFAULT NULL,
+	seed bigint DEFAULT NULL,
+	stop text[] DEFAULT NULL,
+	system text DEFAULT NULL,
+	schema jsonb DEFAULT NULL,
+	thinking boolean DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	options jsonb DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'qwen_generate'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+
+COMMENT ON FUNCTION qwen_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
+	IS 'the model''s answer to a prompt';
+
+CREATE FUNCTION qwen_generate(
+	prompts text[],
+	max_tokens int DEFAULT NULL,
+	temperature float8 DEFAULT NULL,
+	top_p float8 DEFAULT NULL,
+	top_k int DEFAULT NULL,
+	seed bigint DEFAULT NULL,
+	stop text[] DEFAULT NULL,
+	system text DEFAULT NULL,
+	schema jsonb DEFAULT NULL,
+	thinking boolean DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	options jsonb DEFAULT NULL)
+RETURNS text[]
+AS 'MODULE_PATHNAME', 'qwen_generate_array'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+
+COMMENT ON FUNCTION qwen_generate(text[], int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
+	IS 'the model''s answers to an array of prompts, in the same order';
+
+CREATE FUNCTION qwen_complete(
+	prompt text,
+	max_tokens int DEFAULT NULL,
+	temperature float8 DEFAULT NULL,
+	top_p float8 DEFAULT NULL,
+	top_k int DEFAULT NULL,
+	seed bigint DEFAULT NULL,
+	stop text[] DEFAULT NULL,
+	system text DEFAULT NULL,
+	schema jsonb DEFAULT NULL,
+	thinking boolean DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	options jsonb DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'qwen_complete'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+
+COMMENT ON FUNCTION qwen_complete(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
+	IS 'the model''s continuation of a raw text, without the chat template';
+
+CREATE FUNCTION qwen_chat(
+	messages jsonb,
+	max_tokens int DEFAULT NULL,
+	temperature float8 DEFAULT NULL,
+	top_p float8 DEFAULT NULL,
+	top_k int DEFAULT NULL,
+	seed bigint DEFAULT NULL,
+	stop text[] DEFAULT NULL,
+	system text DEFAULT NULL,
+	schema jsonb DEFAULT NULL,
+	thinking boolean DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	options jsonb DEFAULT NULL,
+	tools jsonb DEFAULT NULL)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'qwen_chat'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+
+COMMENT ON FUNCTION qwen_chat(jsonb, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb, jsonb)
+	IS 'the assistant''s next message in a conversation';
+
+CREATE FUNCTION qwen_stream(
+	prompt text,
+	max_tokens int DEFAULT NULL,
+	temperature float8 DEFAULT NULL,
+	top_p float8 DEFAULT NULL,
+	top_k int DEFAULT NULL,
+	seed bigint DEFAULT NULL,
+	stop text[] DEFAULT NULL,
+	system text DEFAULT NULL,
+	schema jsonb DEFAULT NULL,
+	thinking boolean DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	options jsonb DEFAULT NULL,
+	OUT seq int,
+	OUT piece text,
+	OUT done boolean)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_stream'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000 ROWS 100;
+
+COMMENT ON FUNCTION qwen_stream(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
+	IS 'the model''s answer to a prompt, piece by piece as it is decoded';
+
+CREATE TYPE qwen_result AS (
+	value text,
+	error text,
+	sqlstate text,
+	finish_reason text,
+	prompt_tokens int,
+	cached_tokens int,
+	output_tokens int,
+	queue_ms float8,
+	run_ms float8);
+
+COMMENT ON TYPE qwen_result IS 'an answer or why there is none, and what it took';
+
+CREATE FUNCTION qwen_try_generate(
+	prompt text,
+	max_tokens int DEFAULT NULL,
+	temperature float8 DEFAULT NULL,
+	top_p float8 DEFAULT NULL,
+	top_k int DEFAULT NULL,
+	seed bigint DEFAULT NULL,
+	stop text[] DEFAULT NULL,
+	system text DEFAULT NULL,
+	schema jsonb DEFAULT NULL,
+	thinking boolean DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	options jsonb DEFAULT NULL)
+RETURNS qwen_result
+AS 'MODULE_PATHNAME', 'qwen_try_generate'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+
+COMMENT ON FUNCTION qwen_try_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
+	IS 'the model''s answer to a prompt, or the error of this row, with token counts and times';
+
+-- ---- tokens ----
+
+CREATE FUNCTION qwen_token_count(input text)
+RETURNS int
+AS 'MODULE_PATHNAME', 'qwen_token_count'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000;
+
+COMMENT ON FUNCTION qwen_token_count(text) IS 'number of the model''s tokens in a text';
+
+CREATE FUNCTION qwen_tokenize(input text)
+RETURNS int[]
+AS 'MODULE_PATHNAME', 'qwen_tokenize'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000;
+
+COMMENT ON FUNCTION qwen_tokenize(text) IS 'the model''s tokens of a text';
+
+CREATE FUNCTION qwen_detokenize(ids int[])
+RETURNS text
+AS 'MODULE_PATHNAME', 'qwen_detokenize'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000;
+
+COMMENT ON FUNCTION qwen_detokenize(int[]) IS 'the text of an array of the model''s tokens';
+
+-- ---- what is going on ----
+
+CREATE FUNCTION qwen_status(
+	OUT state text,
+	OUT model text,
+	OUT architecture text,
+	OUT parameters bigint,
+	OUT dtype text,
+	OUT quantization text,
+	OUT context int,
+	OUT max_sequences int,
+	OUT device text,
+	OUT kernels text,
+	OUT engine_pid int,
+	OUT uptime interval,
+	OUT restarts bigint,
+	OUT load_progress float8,
+	OUT running int,
+	OUT waiting int,
+	OUT last_error text)
+AS 'MODULE_PATHNAME', 'qwen_status'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_status() IS 'state of the engine and its model';
+
+CREATE FUNCTION qwen_requests(
+	OUT pid int,
+	OUT userid oid,
+	OUT databaseid oid,
+	OUT kind text,
+	OUT state text,
+	OUT priority text,
+	OUT prompt_tokens int,
+	OUT output_tokens int,
+	OUT engine_deaths int,
+	OUT submitted timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_requests'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_requests() IS 'requests in the queue and under way; those of others only for pg_read_all_stats';
+
+CREATE VIEW qwen_requests AS
+	SELECT r.pid,
+		   u.rolname AS usename,
+		   d.datname,
+		   r.kind,
+		   r.state,
+		   r.priority,
+		   r.prompt_tokens,
+		   r.output_tokens,
+		   r.engine_deaths,
+		   pg_catalog.clock_timestamp() - r.submitted AS age
+	FROM qwen_requests() r
+		 LEFT JOIN pg_catalog.pg_roles u ON u.oid = r.userid
+		 LEFT JOIN pg_catalog.pg_database d ON d.oid = r.databaseid;
+
+COMMENT ON VIEW qwen_requests IS 'requests in the queue and under way; those of others only for pg_read_all_stats';
+
+-- ---- administration ----
+
+CREATE FUNCTION qwen_reload()
+RETURNS void
+AS 'MODULE_PATHNAME', 'qwen_reload'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION qwen_reload() IS 're-read the settings and start the engine anew; running requests finish first';
+
+-- These run as the owner of the objects that they grant.
+CREATE FUNCTION qwen_grant_usage(role regrole)
+RETURNS void
+AS 'MODULE_PATHNAME', 'qwen_grant_usage'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+
+COMMENT ON FUNCTION qwen_grant_usage(regrole) IS 'let a role use the model';
+
+CREATE FUNCTION qwen_revoke_usage(role regrole)
+RETURNS void
+AS 'MODULE_PATHNAME', 'qwen_revoke_usage'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+
+COMMENT ON FUNCTION qwen_revoke_usage(regrole) IS 'take back what qwen_grant_usage gave';
+
+-- ---- privileges ----
+--
+-- Nothing for PUBLIC: the model's time is not free, and prompts may be expensive. qwen_grant_usage() is the way in. Who
+-- created the extension may administer it, also where the objects belong to somebody else.
+
+REVOKE ALL ON FUNCTION
+	qwen_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
+	qwen_generate(text[], int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
+	qwen_complete(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
+	qwen_chat(jsonb, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb, jsonb),
+	qwen_stream(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
+	qwen_try_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
+	qwen_token_count(text),
+	qwen_tokenize(text),
+	qwen_detokenize(int[]),
+	qwen_status(),
+	qwen_requests(),
+	qwen_reload(),
+	qwen_grant_usage(regrole),
+	qwen_revoke_usage(regrole)
+FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION
+	qwen_reload(),
+	qwen_grant_usage(regrole),
+	qwen_revoke_usage(regrole)
+TO @extowner@;
