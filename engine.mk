@@ -5,6 +5,8 @@
 BUILD ?= build
 ENGINE_CC ?= cc
 ENGINE_OPT ?= -O2 -g
+# More of the same for another kind of build: sanitizers, coverage.
+ENGINE_EXTRA ?=
 ENGINE_WARN = -std=gnu11 -Wall -Wextra -Werror -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes \
 	-Wvla -Wno-unused-parameter -Wno-missing-field-initializers
 ENGINE_PKGS = jansson libpcre2-8 libutf8proc
@@ -15,6 +17,7 @@ ENGINE_LIBS = $(shell pkg-config --libs $(ENGINE_PKGS)) -lm -ldl -pthread
 ENGINE_SRC = $(wildcard engine/*.c) $(wildcard kernels/*.c kernels/ref/*.c kernels/cpu/*.c)
 ENGINE_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(ENGINE_SRC))
 ENGINE_LIB_OBJ = $(filter-out $(BUILD)/engine/main.o,$(ENGINE_OBJ))
+ENGINE_MAKE = $(MAKE) --no-print-directory -f engine.mk
 
 qwen-engine: $(BUILD)/qwen-engine
 	cp $< $@
@@ -36,22 +39,92 @@ $(BUILD)/kernels/cpu/%.o: ENGINE_CFLAGS += $(KERNEL_MATH)
 $(BUILD)/kernels/cpu/cpu_avx2.o: ENGINE_CFLAGS += -mavx2 -mfma -mf16c
 $(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(ENGINE_OBJ:.o=.d)
 
 # ---- unit tests (cmocka, TAP) ----
-UNIT_SRC = $(wildcard test/unit/test_*.c)
-UNIT_BIN = $(patsubst test/unit/%.c,$(BUILD)/unit/%,$(UNIT_SRC))
 
-$(BUILD)/unit/%: test/unit/%.c $(BUILD)/libqwen.a
+UNIT_BIN = $(patsubst test/unit/%.c,$(BUILD)/unit/%,$(wildcard test/unit/test_*.c))
+
+$(BUILD)/unit/%: test/unit/%.c $(wildcard test/unit/*.h) $(BUILD)/libqwen.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< $(BUILD)/libqwen.a $(ENGINE_LIBS) -lcmocka
 
-.PHONY: unit
+.PHONY: unit unit-asan
 unit: $(UNIT_BIN)
 	CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(UNIT_BIN)
 
-.PHONY: install-engine
-install-engine: qwen-engine
-	$(INSTALL_PROGRAM) qwen-engine '$(DESTDIR)$(pkglibdir)/qwen-engine'
-	$(MKDIR_P) '$(DESTDIR)$(datadir)/qwen/demo-model'
-	$(INSTALL_DATA) $(wildcard test/data/demo-model/*.json test/data/demo-model/*.safetensors) '$(DESTDIR)$(datadir)/qwen/demo-model'
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+unit-asan:
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan ENGINE_OPT='-O1 -g' ENGINE_EXTRA='$(SANITIZE)' unit
+
+# ---- fuzz targets: test/fuzz/fuzz_NAME.c over test/fuzz/corpus/NAME ----
+
+FUZZ_SECONDS ?= 60
+FUZZ_CC ?= clang
+FUZZ_NAMES = $(patsubst test/fuzz/fuzz_%.c,%,$(wildcard test/fuzz/fuzz_*.c))
+FUZZ_BIN = $(FUZZ_NAMES:%=$(BUILD)/fuzz/%)
+
+# A target and replay.c, which feeds it files, or the same under libFuzzer, which brings a main of its own.
+$(BUILD)/fuzz/%: test/fuzz/fuzz_%.c $(FUZZ_MAIN) $(BUILD)/libqwen.a
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -Wno-missing-prototypes $(FUZZ_LINK) -o $@ $(filter-out %.h,$^) $(ENGINE_LIBS)
+
+.PHONY: fuzz fuzz-replay fuzz-targets $(FUZZ_NAMES:%=fuzz-run-%) $(FUZZ_NAMES:%=fuzz-replay-%)
+fuzz-targets: $(FUZZ_BIN)
+
+fuzz:
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/libfuzzer ENGINE_CC=$(FUZZ_CC) ENGINE_OPT='-O1 -g' \
+		ENGINE_EXTRA='$(SANITIZE) -fsanitize=fuzzer-no-link' FUZZ_LINK=-fsanitize=fuzzer fuzz-targets
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/libfuzzer $(FUZZ_NAMES:%=fuzz-run-%)
+
+# New inputs go to the build folder; what is found there and worth keeping is copied into the corpus by hand.
+$(FUZZ_NAMES:%=fuzz-run-%): fuzz-run-%:
+	@mkdir -p $(BUILD)/fuzz/found/$* $(BUILD)/fuzz/crashes
+	$(BUILD)/fuzz/$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=4096 -print_final_stats=1 \
+		-artifact_prefix=$(BUILD)/fuzz/crashes/$*- $(BUILD)/fuzz/found/$* test/fuzz/corpus/$*
+
+fuzz-replay:
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan ENGINE_OPT='-O1 -g' ENGINE_EXTRA='$(SANITIZE)' FUZZ_MAIN=test/fuzz/replay.c \
+		fuzz-targets
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan $(FUZZ_NAMES:%=fuzz-replay-%)
+
+$(FUZZ_NAMES:%=fuzz-replay-%): fuzz-replay-%:
+	$(BUILD)/fuzz/$* test/fuzz/corpus/$*
+
+# ---- the CUDA plug-in, where there is a compiler for it ----
+
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+
+.PHONY: cuda cuda-load gpucheck
+ifeq (,$(NVCC))
+cuda:
+	@echo "qwen_cuda.so is not built: no nvcc in PATH, CUDA_HOME or /usr/local/cuda"
+cuda-load: cuda
+gpucheck:
+	@echo "GPUCHECK RAN NOTHING: no nvcc in PATH, CUDA_HOME or /usr/local/cuda, so there is no plug-in to test" >&2
+	@exit 1
+else
+cuda: qwen_cuda.so
+
+CUDA_LIB = $(firstword $(wildcard $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))))
+# Of the kinds that we care for, those that this nvcc knows, and the newest as PTX for what comes after it.
+CUDA_ARCHS = $(filter 80 90 100 120,$(patsubst sm_%,%,$(shell $(NVCC) --list-gpu-code)))
+CUDA_FLAGS = -O3 -g -std=c++17 --cudart shared -Xcompiler -fPIC,-Wall,-Wextra,-Werror,-fvisibility=hidden -Werror all-warnings \
+	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+	$(foreach a,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(a),code=compute_$(a))
+
+qwen_cuda.so: $(wildcard kernels/cuda/*.cu kernels/cuda/*.h)
+	$(NVCC) -shared $(CUDA_FLAGS) $(CUDA_LIB:%=-Xlinker -rpath,%) -I. -o $@ $(filter %.cu,$^)
+
+$(BUILD)/cuda_devices: test/gpu/devices.c kernels/cuda/plugin.h
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< -ldl
+
+# Opens the plug-in and lists its devices; no device is fine, a plug-in that cannot be opened is not.
+cuda-load: qwen_cuda.so $(BUILD)/cuda_devices
+	$(BUILD)/cuda_devices ./qwen_cuda.so
+
+gpucheck: qwen_cuda.so $(BUILD)/cuda_devices
+	$(BUILD)/cuda_devices --require ./qwen_cuda.so
+endif
