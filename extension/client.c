@@ -33,35 +33,37 @@
 
 struct QwenCall
 {
-	dlist_node	link;			/* in `calls` */
+	dlist_node link; /* in `calls` */
 	ResourceOwner owner;
-	QwenSlot   *slot;			/* NULL: not taken yet, or given back */
-	uint32		length;			/* bytes of records in `records` */
-	uint32		next;			/* the first one that has not been handed out */
-	char		records[QWEN_REPLY_BYTES];
+	QwenSlot *slot; /* NULL: not taken yet, or given back */
+	uint32 length;  /* bytes of records in `records` */
+	uint32 next;    /* the first one that has not been handed out */
+	char records[QWEN_REPLY_BYTES];
 };
 
 typedef enum Room
 {
 	ROOM_TAKEN,
-	ROOM_NO_TURN,				/* others were first */
+	ROOM_NO_TURN, /* others were first */
 	ROOM_NO_SLOT,
 	ROOM_NO_MEMORY
 } Room;
 
 /* all calls of this process */
 static dlist_head calls = DLIST_STATIC_INIT(calls);
-static bool in_line = false;	/* this process is among the waiters */
+static bool in_line = false; /* this process is among the waiters */
 
 static void check_size(const StringInfo request);
 static void wait_until_ready(void);
 static bool is_serving(bool *failed, bool *worker_running);
 pg_noreturn static void raise_failed(void);
 pg_noreturn static void raise_not_ready(bool worker_running);
+static int detail_of_progress(const QwenStatus *status);
 static QwenCall *create_call(void);
 static Room take_room(QwenCall *call, Size size);
 static void wait_for_room(QwenCall *call, Size size, Room lack);
 static void sleep_in_line(TimestampTz deadline, Room lack);
+static int detail_of_lack(Room lack);
 static void enter_line(void);
 static void leave_line(void);
 static void publish(QwenCall *call, const StringInfo request);
@@ -79,9 +81,9 @@ static void release_at_exit(int code, Datum arg);
 QwenCall *
 qwen_call_submit(const StringInfo request, bool nowait)
 {
-	Size		size;
-	QwenCall   *call;
-	Room		room;
+	Size size;
+	QwenCall *call;
+	Room room;
 
 	qwen_check_preloaded();
 	check_size(request);
@@ -106,18 +108,16 @@ qwen_call_submit(const StringInfo request, bool nowait)
 static void
 check_size(const StringInfo request)
 {
-	Size		size = qwen_chunk_size(request->len);
+	Size size = qwen_chunk_size(request->len);
 
 	if (request->len < sizeof(qwen_request_header))
 		elog(ERROR, "request of %d bytes is shorter than its header", request->len);
 
 	if (size > qwen_shared->largest_chunk || request->len > QWEN_FRAME_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("request is too large for the queue"),
-				 errdetail("The request needs %zu bytes, the queue holds at most %zu bytes.",
-						   size, qwen_shared->largest_chunk),
-				 errhint("Raise qwen.queue_memory and restart the server.")));
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("request is too large for the queue"),
+						errdetail("The request needs %zu bytes, the queue holds at most %zu bytes.", size,
+								  qwen_shared->largest_chunk),
+						errhint("Raise qwen.queue_memory and restart the server.")));
 }
 
 /* Returns when requests are taken; raises 55000 when the model was refused or qwen.wait_ready is over. */
@@ -126,8 +126,8 @@ wait_until_ready(void)
 {
 	static uint32 event = 0;
 	TimestampTz start = GetCurrentTimestamp();
-	bool		failed;
-	bool		worker_running;
+	bool failed;
+	bool worker_running;
 
 	if (is_serving(&failed, &worker_running))
 		return;
@@ -135,7 +135,7 @@ wait_until_ready(void)
 	ConditionVariablePrepareToSleep(&qwen_shared->changed);
 	while (!is_serving(&failed, &worker_running))
 	{
-		long		left = qwen_wait_ready - TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
+		long left = qwen_wait_ready - TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
 
 		if (failed)
 			raise_failed();
@@ -149,7 +149,7 @@ wait_until_ready(void)
 static bool
 is_serving(bool *failed, bool *worker_running)
 {
-	bool		serving;
+	bool serving;
 
 	LWLockAcquire(qwen_control_lock(), LW_SHARED);
 	serving = qwen_shared->serving;
@@ -162,47 +162,49 @@ is_serving(bool *failed, bool *worker_running)
 static void
 raise_failed(void)
 {
-	QwenStatus	status;
+	QwenStatus status;
 	const qwen_wire_error *cause = &status.engine.error;
 
 	qwen_get_status(&status);
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the model could not be loaded"),
-			 errdetail("The engine reported: %s.%s%s",
-					   cause->message, cause->detail[0] != '\0' ? " " : "", cause->detail),
-			 errhint("%s%sCorrect qwen.model or the setting at fault and call qwen_reload().",
-					 cause->hint, cause->hint[0] != '\0' ? " " : "")));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), errmsg("the model could not be loaded"),
+					errdetail("The engine reported: %s.%s%s", cause->message, cause->detail[0] != '\0' ? " " : "",
+							  cause->detail),
+					errhint("%s%sCorrect qwen.model or the setting at fault and call qwen_reload().", cause->hint,
+							cause->hint[0] != '\0' ? " " : "")));
 }
 
 static void
 raise_not_ready(bool worker_running)
 {
-	QwenStatus	status;
+	QwenStatus status;
 
 	if (!worker_running)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the qwen worker is not running"),
-				 errhint("The server log says why; max_worker_processes may be too low.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), errmsg("the qwen worker is not running"),
+						errhint("The server log says why; max_worker_processes may be too low.")));
 
 	qwen_get_status(&status);
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the model is not ready"),
-			 status.engine.total_bytes > 0 ?
-			 errdetail("The model is still loading, %d percent are done.",
-					   (int) (100.0 * status.engine.loaded_bytes / status.engine.total_bytes)) :
-			 status.last_error[0] != '\0' ? errdetail("The engine is being started; its predecessor %s.", status.last_error) :
-			 errdetail("The engine is being started."),
-			 errhint("Raise qwen.wait_ready to wait longer; qwen_status() shows the progress.")));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), errmsg("the model is not ready"),
+					detail_of_progress(&status),
+					errhint("Raise qwen.wait_ready to wait longer; qwen_status() shows the progress.")));
+}
+
+/* For ereport. */
+static int
+detail_of_progress(const QwenStatus *status)
+{
+	if (status->engine.total_bytes > 0)
+		return errdetail("The model is still loading, %d percent are done.",
+						 (int) (100.0 * status->engine.loaded_bytes / status->engine.total_bytes));
+	if (status->engine_pid == 0 && status->last_error[0] != '\0')
+		return errdetail("The engine is to be started again; the last one %s.", status->last_error);
+	return errdetail("The engine is being started.");
 }
 
 /* A call without a slot, known to all who clean up. */
 static QwenCall *
 create_call(void)
 {
-	QwenCall   *call;
+	QwenCall *call;
 
 	register_cleanup();
 	call = MemoryContextAlloc(TopMemoryContext, sizeof(QwenCall));
@@ -218,12 +220,11 @@ create_call(void)
 static Room
 take_room(QwenCall *call, Size size)
 {
-	QwenSlot   *slot;
+	QwenSlot *slot;
 	dlist_head *waiters = &qwen_shared->waiters;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
-	if (!dlist_is_empty(waiters) &&
-		dlist_head_element(QwenWaiter, link, waiters) != &qwen_waiters[qwen_my_procno()])
+	if (!dlist_is_empty(waiters) && dlist_head_element(QwenWaiter, link, waiters) != &qwen_waiters[qwen_my_procno()])
 	{
 		LWLockRelease(qwen_control_lock());
 		return ROOM_NO_TURN;
@@ -272,22 +273,30 @@ static void
 sleep_in_line(TimestampTz deadline, Room lack)
 {
 	static uint32 event = 0;
-	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+	long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 
 	if (left <= 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("the request queue is full"),
-				 lack == ROOM_NO_MEMORY ? errdetail("The memory for requests, %d kB, is used up.", qwen_queue_memory) :
-				 lack == ROOM_NO_SLOT ? errdetail("All %d requests are in use.", qwen_max_requests) :
-				 errdetail("Other calls have been waiting for a place for longer."),
-				 errhint("Raise qwen.max_requests or qwen.queue_memory, or wait longer with qwen.queue_timeout.")));
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("the request queue is full"), detail_of_lack(lack),
+				 errhint("Raise qwen.max_requests or qwen.queue_memory, or wait longer with "
+						 "qwen.queue_timeout.")));
 
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, Min(left, LIVENESS_MS),
 					 qwen_wait_event("QwenQueueWait", &event));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	check_worker();
+}
+
+/* For ereport. */
+static int
+detail_of_lack(Room lack)
+{
+	if (lack == ROOM_NO_SLOT)
+		return errdetail("All %d requests are in use.", qwen_max_requests);
+	if (lack == ROOM_NO_MEMORY)
+		return errdetail("The memory for requests, %d kB, is used up.", qwen_queue_memory);
+	return errdetail("Other calls have been waiting for a place for longer.");
 }
 
 static void
@@ -313,7 +322,7 @@ leave_line(void)
 static void
 publish(QwenCall *call, const StringInfo request)
 {
-	QwenSlot   *slot = call->slot;
+	QwenSlot *slot = call->slot;
 	qwen_request_header head;
 
 	memcpy(qwen_slot_request(slot), request->data, request->len);
@@ -410,9 +419,9 @@ hand_out(QwenCall *call, QwenReply *reply)
 static bool
 take_replies(QwenCall *call)
 {
-	QwenSlot   *slot = call->slot;
-	bool		done;
-	bool		credit = false;
+	QwenSlot *slot = call->slot;
+	bool done;
+	bool credit = false;
 
 	LWLockAcquire(qwen_slot_lock(slot), LW_EXCLUSIVE);
 	call->next = 0;
@@ -442,7 +451,7 @@ take_replies(QwenCall *call)
 static uint64
 data_bytes(const char *records, uint32 length)
 {
-	uint64		sum = 0;
+	uint64 sum = 0;
 
 	for (uint32 at = 0; at < length;)
 	{
@@ -473,11 +482,11 @@ ask_for_credit(QwenSlot *slot)
 static void
 check_worker(void)
 {
-	bool		lost;
+	bool lost;
 
 	LWLockAcquire(qwen_control_lock(), LW_SHARED);
 	lost = qwen_shared->worker_pid == 0 &&
-		TimestampDifferenceExceeds(qwen_shared->worker_gone, GetCurrentTimestamp(), WORKER_LOST_MS);
+		   TimestampDifferenceExceeds(qwen_shared->worker_gone, GetCurrentTimestamp(), WORKER_LOST_MS);
 	LWLockRelease(qwen_control_lock());
 	if (lost)
 		raise_not_ready(false);
@@ -519,7 +528,7 @@ release_with_owner(ResourceReleasePhase phase, bool is_commit, bool is_top_level
 		return;
 	dlist_foreach_modify(iter, &calls)
 	{
-		QwenCall   *call = dlist_container(QwenCall, link, iter.cur);
+		QwenCall *call = dlist_container(QwenCall, link, iter.cur);
 
 		if (call->owner == CurrentResourceOwner)
 			qwen_call_release(call);

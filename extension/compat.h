@@ -64,4 +64,4 @@ qwen_wait_event(const char *name, uint32 *cache)
 #define QWEN_MODULE_MAGIC(module, release) PG_MODULE_MAGIC
 #endif
 
-#endif							/* QWEN_COMPAT_H */
+#endif /* QWEN_COMPAT_H */

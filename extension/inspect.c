@@ -72,7 +72,7 @@ make_valid(char *text)
 int
 qwen_list_requests(QwenRequestInfo **out)
 {
-	int			n = 0;
+	int n = 0;
 
 	qwen_check_preloaded();
 	*out = palloc(qwen_max_requests * sizeof(QwenRequestInfo));
@@ -149,9 +149,9 @@ void
 qwen_request_reload(void)
 {
 	static uint32 event = 0;
-	uint64		order;
-	bool		taken = false;
-	bool		worker_running = true;
+	uint64 order;
+	bool taken = false;
+	bool worker_running = true;
 
 	qwen_check_preloaded();
 
@@ -178,17 +178,15 @@ qwen_request_reload(void)
 	ConditionVariableCancelSleep();
 
 	if (!taken)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the qwen worker is not running"),
-				 errhint("It reads the settings when it starts; the server log says why it does not.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), errmsg("the qwen worker is not running"),
+						errhint("It reads the settings when it starts; the server log says why it does not.")));
 }
 
 void
 qwen_raise(const qwen_wire_error *error)
 {
 	qwen_wire_error copy = *error;
-	int			code = ERRCODE_INTERNAL_ERROR;
+	int code = ERRCODE_INTERNAL_ERROR;
 
 	make_valid(copy.message);
 	make_valid(copy.detail);
@@ -197,12 +195,9 @@ qwen_raise(const qwen_wire_error *error)
 	/* Five characters of the kinds that a SQLSTATE has, and not the class of success. */
 	if (strspn(copy.sqlstate, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 && copy.sqlstate[5] == '\0' &&
 		strncmp(copy.sqlstate, "00", 2) != 0)
-		code = MAKE_SQLSTATE(copy.sqlstate[0], copy.sqlstate[1], copy.sqlstate[2], copy.sqlstate[3],
-							 copy.sqlstate[4]);
+		code = MAKE_SQLSTATE(copy.sqlstate[0], copy.sqlstate[1], copy.sqlstate[2], copy.sqlstate[3], copy.sqlstate[4]);
 
-	ereport(ERROR,
-			(errcode(code),
-			 errmsg_internal("%s", copy.message),
-			 copy.detail[0] != '\0' ? errdetail_internal("%s", copy.detail) : 0,
-			 copy.hint[0] != '\0' ? errhint("%s", copy.hint) : 0));
+	ereport(ERROR, (errcode(code), errmsg_internal("%s", copy.message),
+					copy.detail[0] != '\0' ? errdetail_internal("%s", copy.detail) : 0,
+					copy.hint[0] != '\0' ? errhint("%s", copy.hint) : 0));
 }

@@ -33,36 +33,36 @@
 #include "shared.h"
 #include "supervisor.h"
 
-#define CONTROL_ROOM 4096		/* short frames that wait to be sent */
-#define INBOX_ROOM 65536		/* longer than any frame of the engine */
-#define READS_AT_ONCE 64		/* then the other work gets its turn */
+#define CONTROL_ROOM 4096 /* short frames that wait to be sent */
+#define INBOX_ROOM 65536  /* longer than any frame of the engine */
+#define READS_AT_ONCE 64  /* then the other work gets its turn */
 
 typedef struct ShortFrame
 {
-	qwen_frame	head;
-	uint64		value;			/* CREDIT only */
+	qwen_frame head;
+	uint64 value; /* CREDIT only */
 } ShortFrame;
 
 static struct
 {
 	/* short frames, whole ones; [sent, length) is still to be sent */
-	char		control[CONTROL_ROOM];
-	uint32		control_length;
-	uint32		control_sent;
+	char control[CONTROL_ROOM];
+	uint32 control_length;
+	uint32 control_sent;
 
 	/* the request on its way, its frame's head, and how much of head and request is sent */
-	QwenSlot   *slot;
-	qwen_frame	head;
-	uint64		sent;
+	QwenSlot *slot;
+	qwen_frame head;
+	uint64 sent;
 
-	bool		shutdown;		/* to be said */
-}			outbox;
+	bool shutdown; /* to be said */
+} outbox;
 
 static struct
 {
-	char		data[INBOX_ROOM];
-	uint32		length;
-}			inbox;
+	char data[INBOX_ROOM];
+	uint32 length;
+} inbox;
 
 static bool send_request(void);
 static bool send_control(void);
@@ -117,13 +117,13 @@ static bool
 send_request(void)
 {
 	const char *request = qwen_slot_request(outbox.slot);
-	uint64		total = sizeof(qwen_frame) + outbox.head.length;
+	uint64 total = sizeof(qwen_frame) + outbox.head.length;
 
 	while (outbox.sent < total)
 	{
 		struct iovec parts[2] = {0};
 		struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-		ssize_t		n;
+		ssize_t n;
 
 		if (outbox.sent < sizeof(qwen_frame))
 		{
@@ -152,8 +152,8 @@ send_control(void)
 {
 	while (outbox.control_sent < outbox.control_length)
 	{
-		ssize_t		n = send(qwen_engine_socket(), outbox.control + outbox.control_sent,
-							 outbox.control_length - outbox.control_sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(qwen_engine_socket(), outbox.control + outbox.control_sent,
+						 outbox.control_length - outbox.control_sent, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 		if (n < 0 && send_failed())
 			return false;
@@ -182,7 +182,7 @@ serve_slots(void)
 {
 	while (outbox.control_length + 2 * sizeof(ShortFrame) <= CONTROL_ROOM)
 	{
-		QwenSlot   *slot = NULL;
+		QwenSlot *slot = NULL;
 
 		LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 		if (!dlist_is_empty(&qwen_shared->service))
@@ -202,8 +202,8 @@ static void
 serve_slot(QwenSlot *slot)
 {
 	QwenSlotState state;
-	uint64		id;
-	uint64		taken;
+	uint64 id;
+	uint64 taken;
 
 	LWLockAcquire(qwen_slot_lock(slot), LW_SHARED);
 	state = slot->state;
@@ -224,8 +224,8 @@ serve_slot(QwenSlot *slot)
 static void
 push_short(uint32 type, uint64 id, uint32 length, uint64 value)
 {
-	ShortFrame	frame = {{type, length, id}, value};
-	uint32		size = sizeof(qwen_frame) + length;
+	ShortFrame frame = {{type, length, id}, value};
+	uint32 size = sizeof(qwen_frame) + length;
 
 	if (qwen_engine_socket() < 0)
 		return;
@@ -237,7 +237,7 @@ push_short(uint32 type, uint64 id, uint32 length, uint64 value)
 static bool
 take_request(void)
 {
-	QwenSlot   *slot;
+	QwenSlot *slot;
 	qwen_request_header *request;
 
 	if (!qwen_engine_takes_requests())
@@ -279,7 +279,7 @@ qwen_relay_receive(void)
 {
 	for (int i = 0; i < READS_AT_ONCE && qwen_engine_socket() >= 0; i++)
 	{
-		ssize_t		n = recv(qwen_engine_socket(), inbox.data + inbox.length, INBOX_ROOM - inbox.length, MSG_DONTWAIT);
+		ssize_t n = recv(qwen_engine_socket(), inbox.data + inbox.length, INBOX_ROOM - inbox.length, MSG_DONTWAIT);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -303,11 +303,11 @@ qwen_relay_receive(void)
 static bool
 parse_inbox(void)
 {
-	uint32		at = 0;
+	uint32 at = 0;
 
 	while (inbox.length - at >= sizeof(qwen_frame))
 	{
-		qwen_frame	frame;
+		qwen_frame frame;
 
 		memcpy(&frame, inbox.data + at, sizeof(frame));
 		if (frame.length > INBOX_ROOM - sizeof(frame))
@@ -326,7 +326,7 @@ parse_inbox(void)
 static bool
 handle_frame(const qwen_frame *frame, const char *payload)
 {
-	QwenSlot   *slot;
+	QwenSlot *slot;
 
 	if (frame->type == QWEN_FRAME_STATE || frame->type == QWEN_FRAME_HEARTBEAT)
 		return qwen_engine_heard(frame, payload);
@@ -364,8 +364,8 @@ handle_progress(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 static bool
 handle_data(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 {
-	int			owner = QWEN_NO_PROC;
-	bool		fits = true;
+	int owner = QWEN_NO_PROC;
+	bool fits = true;
 
 	if (frame->length == 0 || frame->length > QWEN_DATA_MAX)
 		return false;
@@ -388,7 +388,7 @@ static bool
 handle_last(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 {
 	qwen_wire_error error;
-	bool		sane = true;
+	bool sane = true;
 
 	if (frame->length != (frame->type == QWEN_FRAME_DONE ? sizeof(qwen_done) : sizeof(qwen_wire_error)))
 		return false;
@@ -429,7 +429,7 @@ is_current(const QwenSlot *slot, uint64 id)
 static void
 append_record(QwenSlot *slot, uint32 type, const void *payload, uint32 length)
 {
-	char	   *end = qwen_slot_reply(slot) + slot->reply_len;
+	char *end = qwen_slot_reply(slot) + slot->reply_len;
 	qwen_record record = {type, length};
 
 	Assert(slot->reply_len + sizeof(record) + length <= QWEN_REPLY_BYTES);
@@ -473,7 +473,7 @@ qwen_relay_engine_gone(bool died, bool replaced)
 	while (!dlist_is_empty(&qwen_shared->running))
 	{
 		/* from the last to the first, each before what is queued: the order of submission is kept */
-		QwenSlot   *slot = dlist_tail_element(QwenSlot, link, &qwen_shared->running);
+		QwenSlot *slot = dlist_tail_element(QwenSlot, link, &qwen_shared->running);
 
 		dlist_delete(&slot->link);
 		take_back(slot, died, replaced);
@@ -523,7 +523,7 @@ qwen_relay_fail_queue(const qwen_wire_error *error)
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 	while (!dlist_is_empty(&qwen_shared->queue))
 	{
-		QwenSlot   *slot = dlist_container(QwenSlot, link, dlist_pop_head_node(&qwen_shared->queue));
+		QwenSlot *slot = dlist_container(QwenSlot, link, dlist_pop_head_node(&qwen_shared->queue));
 
 		finish(slot, QWEN_FRAME_ERROR, error, sizeof(*error));
 	}
@@ -537,9 +537,9 @@ qwen_relay_drop_orphans(void)
 {
 	for (int i = 0; i < qwen_max_requests; i++)
 	{
-		QwenSlot   *slot = &qwen_slots[i];
-		int			pid;
-		bool		orphan;
+		QwenSlot *slot = &qwen_slots[i];
+		int pid;
+		bool orphan;
 
 		/* A look without the lock: who has just taken the slot is alive. */
 		if (slot->owner_procno == QWEN_NO_PROC)
@@ -564,5 +564,5 @@ is_orphan(const QwenSlot *slot)
 	if (slot->owner_procno == QWEN_NO_PROC)
 		return false;
 	return GetPGProcByNumber(slot->owner_procno)->pid != slot->owner_pid ||
-		(kill(slot->owner_pid, 0) != 0 && errno == ESRCH);
+		   (kill(slot->owner_pid, 0) != 0 && errno == ESRCH);
 }

@@ -23,45 +23,38 @@
 
 #include "qwen.h"
 
-char	   *qwen_model = NULL;
-char	   *qwen_device_map = NULL;
-char	   *qwen_max_memory = NULL;
-char	   *qwen_dtype = NULL;
-int			qwen_max_model_len = 0;
-int			qwen_max_sequences = 256;
-char	   *qwen_kv_memory = NULL;
-int			qwen_threads = 0;
+char *qwen_model = NULL;
+char *qwen_device_map = NULL;
+char *qwen_max_memory = NULL;
+char *qwen_dtype = NULL;
+int qwen_max_model_len = 0;
+int qwen_max_sequences = 256;
+char *qwen_kv_memory = NULL;
+int qwen_threads = 0;
 
-int			qwen_max_requests = 1024;
-int			qwen_queue_memory = 64 * 1024;
+int qwen_max_requests = 1024;
+int qwen_queue_memory = 64 * 1024;
 
-int			qwen_heartbeat_timeout = 30;
+int qwen_heartbeat_timeout = 30;
 
-int			qwen_max_tokens = 512;
-double		qwen_temperature = 0.0;
-double		qwen_top_p = 1.0;
-int			qwen_top_k = 0;
-int			qwen_seed = 0;
-char	   *qwen_system = NULL;
-bool		qwen_thinking = false;
-int			qwen_on_error = QWEN_ON_ERROR_RAISE;
-int			qwen_priority = 0;
-int			qwen_wait_ready = 60 * 1000;
-int			qwen_queue_timeout = 60 * 1000;
-bool		qwen_log_prompts = false;
+int qwen_max_tokens = 512;
+double qwen_temperature = 0.0;
+double qwen_top_p = 1.0;
+int qwen_top_k = 0;
+int qwen_seed = 0;
+char *qwen_system = NULL;
+bool qwen_thinking = false;
+int qwen_on_error = QWEN_ON_ERROR_RAISE;
+int qwen_priority = 0;
+int qwen_wait_ready = 60 * 1000;
+int qwen_queue_timeout = 60 * 1000;
+bool qwen_log_prompts = false;
 
 static const struct config_enum_entry on_error_options[] = {
-	{"raise", QWEN_ON_ERROR_RAISE, false},
-	{"null", QWEN_ON_ERROR_NULL, false},
-	{NULL, 0, false}
-};
+	{"raise", QWEN_ON_ERROR_RAISE, false}, {"null", QWEN_ON_ERROR_NULL, false}, {NULL, 0, false}};
 
 static const struct config_enum_entry priority_options[] = {
-	{"interactive", 1, false},
-	{"normal", 0, false},
-	{"batch", -1, false},
-	{NULL, 0, false}
-};
+	{"interactive", 1, false}, {"normal", 0, false}, {"batch", -1, false}, {NULL, 0, false}};
 
 static void define_engine_settings(void);
 static void define_placement_settings(void);
@@ -90,6 +83,8 @@ qwen_define_settings(void)
 	MarkGUCPrefixReserved("qwen");
 }
 
+/* One argument a line, as in the server itself: the formatter would fill lines. */
+/* clang-format off */
 static void
 define_engine_settings(void)
 {
@@ -399,6 +394,8 @@ define_waiting_settings(void)
 							NULL);
 }
 
+/* clang-format on */
+
 static bool
 check_dtype(char **value, void **extra, GucSource source)
 {
@@ -430,7 +427,7 @@ check_memory_map(char **value, void **extra, GucSource source)
 
 	while (*entry != '\0')
 	{
-		Size		len = strcspn(entry, ",");
+		Size len = strcspn(entry, ",");
 		const char *sign = memchr(entry, '=', len);
 
 		if (sign == NULL || sign == entry || !is_size(sign + 1, entry + len - sign - 1))
@@ -449,7 +446,7 @@ check_memory_map(char **value, void **extra, GucSource source)
 static bool
 is_size(const char *text, Size len)
 {
-	Size		i = strspn(text, "0123456789");
+	Size i = strspn(text, "0123456789");
 
 	if (i == 0 || i > len)
 		return false;

@@ -29,13 +29,13 @@
 #define REPLY_SIZE MAXALIGN(QWEN_REPLY_BYTES)
 
 QwenShared *qwen_shared = NULL;
-QwenSlot   *qwen_slots = NULL;
+QwenSlot *qwen_slots = NULL;
 QwenWaiter *qwen_waiters = NULL;
 
 /* [0] is the control lock, [1 + i] the lock of slot i */
 static LWLockPadded *locks = NULL;
 static void *arena_place = NULL;
-static dsa_area *arena = NULL;	/* this process's attachment */
+static dsa_area *arena = NULL; /* this process's attachment */
 
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
@@ -59,10 +59,9 @@ void
 qwen_check_preloaded(void)
 {
 	if (!qwen_is_preloaded())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("qwen must be loaded via shared_preload_libraries"),
-				 errhint("Add qwen to shared_preload_libraries and restart the server.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("qwen must be loaded via shared_preload_libraries"),
+						errhint("Add qwen to shared_preload_libraries and restart the server.")));
 }
 
 void
@@ -88,8 +87,8 @@ request_shared_memory(void)
 static void
 start_shared_memory(void)
 {
-	char	   *base;
-	bool		found;
+	char *base;
+	bool found;
 
 	if (previous_startup_hook)
 		previous_startup_hook();
@@ -122,7 +121,7 @@ arena_size(void)
 static Size
 shared_size(void)
 {
-	Size		size = MAXALIGN(sizeof(QwenShared));
+	Size size = MAXALIGN(sizeof(QwenShared));
 
 	size = add_size(size, MAXALIGN(mul_size(qwen_max_requests, sizeof(QwenSlot))));
 	size = add_size(size, MAXALIGN(mul_size(MaxBackends, sizeof(QwenWaiter))));
@@ -170,8 +169,8 @@ make_slots(void)
 static void
 make_arena(void)
 {
-	Size		size = arena_size();
-	dsa_area   *area = dsa_create_in_place(arena_place, size, locks[0].lock.tranche, NULL);
+	Size size = arena_size();
+	dsa_area *area = dsa_create_in_place(arena_place, size, locks[0].lock.tranche, NULL);
 
 	dsa_pin(area);
 	dsa_set_size_limit(area, size);
@@ -186,12 +185,12 @@ make_arena(void)
 static Size
 measure_arena(dsa_area *area)
 {
-	Size		fits = 0;
-	Size		too_big = arena_size() + 1;
+	Size fits = 0;
+	Size too_big = arena_size() + 1;
 
 	while (too_big - fits > 1)
 	{
-		Size		size = fits + (too_big - fits) / 2;
+		Size size = fits + (too_big - fits) / 2;
 		dsa_pointer chunk = dsa_allocate_extended(area, size, DSA_ALLOC_HUGE | DSA_ALLOC_NO_OOM);
 
 		if (DsaPointerIsValid(chunk))
@@ -241,7 +240,7 @@ qwen_slot_id(const QwenSlot *slot)
 QwenSlot *
 qwen_slot_by_id(uint64 id)
 {
-	uint32		index = (uint32) id;
+	uint32 index = (uint32) id;
 
 	return index < (uint32) qwen_max_requests ? &qwen_slots[index] : NULL;
 }
@@ -307,7 +306,7 @@ qwen_slot_give_back(QwenSlot *slot)
 void
 qwen_slot_withdraw(QwenSlot *slot)
 {
-	bool		running = false;
+	bool running = false;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 	if (slot->state == QWEN_SLOT_QUEUED)
@@ -341,7 +340,7 @@ qwen_wake(int procno)
 void
 qwen_wake_worker(void)
 {
-	int			procno;
+	int procno;
 
 	LWLockAcquire(qwen_control_lock(), LW_SHARED);
 	procno = qwen_shared->worker_procno;
@@ -352,7 +351,7 @@ qwen_wake_worker(void)
 void
 qwen_wake_first_waiter(void)
 {
-	int			procno = QWEN_NO_PROC;
+	int procno = QWEN_NO_PROC;
 
 	LWLockAcquire(qwen_control_lock(), LW_SHARED);
 	if (!dlist_is_empty(&qwen_shared->waiters))

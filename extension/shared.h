@@ -85,74 +85,74 @@ typedef struct QwenSlot
 {
 	/* written under the control lock and the slot's lock together, so either is enough for reading */
 	QwenSlotState state;
-	uint32		generation;
+	uint32 generation;
 
 	/* under the control lock */
-	dlist_node	link;			/* in `free` (FREE), `queue` (QUEUED) or `running` (RUNNING) */
-	dlist_node	service_link;	/* in `service`, while in_service */
-	bool		in_service;
+	dlist_node link;         /* in `free` (FREE), `queue` (QUEUED) or `running` (RUNNING) */
+	dlist_node service_link; /* in `service`, while in_service */
+	bool in_service;
 
 	/* under the control lock; constant from QUEUED until FREE, hence readable without by the owner and the worker */
-	int			owner_procno;
-	int			owner_pid;
-	Oid			userid;
-	Oid			databaseid;
-	uint32		kind;			/* qwen_request_kind */
-	int			priority;
+	int owner_procno;
+	int owner_pid;
+	Oid userid;
+	Oid databaseid;
+	uint32 kind; /* qwen_request_kind */
+	int priority;
 	TimestampTz submitted;
-	dsa_pointer chunk;			/* reply buffer, then the request */
-	uint32		request_len;
+	dsa_pointer chunk; /* reply buffer, then the request */
+	uint32 request_len;
 
 	/* under the slot's lock */
-	uint32		reply_len;		/* bytes of records in the reply buffer */
-	uint64		consumed;		/* DATA bytes that the owner has taken, in all: `skip` for another engine */
-	uint64		taken;			/* record bytes that the owner has taken from this engine */
-	uint64		credited;		/* the part of `taken` that the worker has been asked to acknowledge */
-	int			deaths;			/* engines that died with this request on board */
+	uint32 reply_len; /* bytes of records in the reply buffer */
+	uint64 consumed;  /* DATA bytes that the owner has taken, in all: `skip` for another engine */
+	uint64 taken;     /* record bytes that the owner has taken from this engine */
+	uint64 credited;  /* the part of `taken` that the worker has been asked to acknowledge */
+	int deaths;       /* engines that died with this request on board */
 	qwen_progress progress;
 } QwenSlot;
 
 /* A backend in line for a slot or for room; one entry for each process number. */
 typedef struct QwenWaiter
 {
-	dlist_node	link;			/* control lock */
+	dlist_node link; /* control lock */
 } QwenWaiter;
 
 typedef struct QwenShared
 {
 	/* constant after start */
-	Size		largest_chunk;	/* the most that the empty arena can give */
+	Size largest_chunk; /* the most that the empty arena can give */
 
 	/* under the control lock */
-	dlist_head	free;			/* FREE slots; the one freed last comes first, its memory is warm */
-	dlist_head	queue;			/* QUEUED slots in order of submission */
-	dlist_head	running;		/* RUNNING slots in the order in which they were sent */
-	dlist_head	service;		/* slots that were CANCELLED or whose owner has taken half a window */
-	dlist_head	waiters;
+	dlist_head free;    /* FREE slots; the one freed last comes first, its memory is warm */
+	dlist_head queue;   /* QUEUED slots in order of submission */
+	dlist_head running; /* RUNNING slots in the order in which they were sent */
+	dlist_head service; /* slots that were CANCELLED or whose owner has taken half a window */
+	dlist_head waiters;
 
-	int			worker_procno;	/* QWEN_NO_PROC: no worker */
-	int			worker_pid;
-	TimestampTz worker_gone;	/* since when there is none */
+	int worker_procno; /* QWEN_NO_PROC: no worker */
+	int worker_pid;
+	TimestampTz worker_gone; /* since when there is none */
 
 	/*
 	 * Whether requests are taken.  serving: an engine has been READY and nothing since then has put that in doubt, so
 	 * requests may be queued even while a dead engine is being replaced.  failed: the model was refused; engine.error
 	 * says why, and only an administrator can mend it.  Neither: starting or loading.
 	 */
-	bool		serving;
-	bool		failed;
-	int			engine_pid;		/* 0: none */
+	bool serving;
+	bool failed;
+	int engine_pid; /* 0: none */
 	qwen_engine_state engine;
 	qwen_heartbeat heartbeat;
 	TimestampTz engine_start;
-	TimestampTz ready_since;	/* 0: not ready */
-	int64		restarts;
-	char		model[MAXPGPATH];
-	char		last_error[1024];
+	TimestampTz ready_since; /* 0: not ready */
+	int64 restarts;
+	char model[MAXPGPATH];
+	char last_error[1024];
 
 	/* qwen_reload: the worker copies `wanted` to `taken` when it has taken the order */
-	uint64		reload_wanted;
-	uint64		reload_taken;
+	uint64 reload_wanted;
+	uint64 reload_taken;
 
 	/* broadcast when serving, failed, worker_pid or reload_taken changes */
 	ConditionVariable changed;
@@ -160,8 +160,8 @@ typedef struct QwenShared
 
 /* Places of this process's view; NULL when the library was not preloaded. */
 extern QwenShared *qwen_shared;
-extern QwenSlot *qwen_slots;	/* [qwen_max_requests] */
-extern QwenWaiter *qwen_waiters;	/* [MaxBackends] */
+extern QwenSlot *qwen_slots;     /* [qwen_max_requests] */
+extern QwenWaiter *qwen_waiters; /* [MaxBackends] */
 
 /* Raises 55000 when the library was not preloaded. */
 extern void qwen_check_preloaded(void);
@@ -198,4 +198,4 @@ extern void qwen_wake(int procno);
 extern void qwen_wake_worker(void);
 extern void qwen_wake_first_waiter(void);
 
-#endif							/* QWEN_SHARED_H */
+#endif /* QWEN_SHARED_H */

@@ -36,11 +36,11 @@
 #include "shared.h"
 #include "supervisor.h"
 
-#define ENGINE_FD 3				/* the engine's end of the socket pair, in the engine */
-#define LONGEST_PAUSE_S 60		/* between attempts to start an engine */
-#define HOPELESS_DEATHS 3		/* early ones in a row, then queued requests fail */
-#define TERM_GRACE_MS 500		/* between SIGTERM and SIGKILL when the worker ends */
-#define EXIT_GRACE_MS 2000		/* between the end of its socket and SIGKILL */
+#define ENGINE_FD 3        /* the engine's end of the socket pair, in the engine */
+#define LONGEST_PAUSE_S 60 /* between attempts to start an engine */
+#define HOPELESS_DEATHS 3  /* early ones in a row, then queued requests fail */
+#define TERM_GRACE_MS 500  /* between SIGTERM and SIGKILL when the worker ends */
+#define EXIT_GRACE_MS 2000 /* between the end of its socket and SIGKILL */
 #define MAX_ARGS 32
 
 extern char **environ;
@@ -49,9 +49,9 @@ extern char **environ;
 typedef struct EngineCommand
 {
 	MemoryContext context;
-	char	   *model;
-	char	   *args[MAX_ARGS];	/* NULL-terminated */
-	int			n_args;
+	char *model;
+	char *args[MAX_ARGS]; /* NULL-terminated */
+	int n_args;
 } EngineCommand;
 
 static EngineCommand command;
@@ -59,20 +59,20 @@ static EngineCommand command;
 /* The engine of this worker; the parts that others may see are copied to QwenShared. */
 static struct
 {
-	pid_t		pid;			/* 0: none */
-	int			fd;
-	int			status;			/* of waitpid, once it has ended */
-	bool		ready;			/* has been READY */
-	bool		refused;		/* has been FAILED, or could not be executed */
-	bool		stopping;		/* was told to end */
-	bool		ended;			/* waitpid has said so */
-	bool		lost;			/* its socket is closed or of no use any more; it has ended or will be killed */
-	const char *why_killed;		/* NULL: not by us */
+	pid_t pid; /* 0: none */
+	int fd;
+	int status;             /* of waitpid, once it has ended */
+	bool ready;             /* has been READY */
+	bool refused;           /* has been FAILED, or could not be executed */
+	bool stopping;          /* was told to end */
+	bool ended;             /* waitpid has said so */
+	bool lost;              /* its socket is closed or of no use any more; it has ended or will be killed */
+	const char *why_killed; /* NULL: not by us */
 	TimestampTz last_frame;
-	TimestampTz kill_at;		/* when lost */
-	TimestampTz next_start;		/* while there is none */
-	int			early_deaths;	/* in a row */
-}			engine = {.fd = -1};
+	TimestampTz kill_at;    /* when lost */
+	TimestampTz next_start; /* while there is none */
+	int early_deaths;       /* in a row */
+} engine = {.fd = -1};
 
 static void add_option(EngineCommand *cmd, const char *name, const char *value);
 static void add_number(EngineCommand *cmd, const char *name, int value, int standard);
@@ -99,8 +99,8 @@ qwen_engine_read_settings(void)
 {
 	EngineCommand next = {0};
 	MemoryContext old;
-	char		share[MAXPGPATH];
-	bool		changed;
+	char share[MAXPGPATH];
+	bool changed;
 
 	next.context = AllocSetContextCreate(TopMemoryContext, "qwen engine command", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(next.context);
@@ -181,7 +181,7 @@ start_engine(void)
 	engine.why_killed = NULL;
 	if (access(program, X_OK) != 0)
 	{
-		char	   *message = psprintf("could not execute \"%s\": %m", program);
+		char *message = psprintf("could not execute \"%s\": %m", program);
 
 		refuse("58P01", message, "", "Install the program qwen-engine together with the extension.");
 		pfree(message);
@@ -210,10 +210,10 @@ refuse(const char *sqlstate, const char *message, const char *detail, const char
 static bool
 spawn(void)
 {
-	int			pair[2];
-	sigset_t	all;
-	sigset_t	before;
-	pid_t		worker = getpid();
+	int pair[2];
+	sigset_t all;
+	sigset_t before;
+	pid_t worker = getpid();
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
 	{
@@ -265,8 +265,8 @@ run_engine(int fd, pid_t worker)
 static void
 leave_server(int fd, pid_t worker)
 {
-	sigset_t	none;
-	int			null;
+	sigset_t none;
+	int null;
 
 	for (int i = 1; i < NSIG; i++)
 		(void) signal(i, SIG_DFL);
@@ -295,7 +295,7 @@ leave_server(int fd, pid_t worker)
 static void
 close_other_files(void)
 {
-	long		limit;
+	long limit;
 
 	/* Kernels before 5.9 lack the call; there the limit of descriptors is an honest one. */
 	if (syscall(SYS_close_range, ENGINE_FD + 1, ~0U, 0) == 0)
@@ -309,7 +309,7 @@ close_other_files(void)
 static void
 clean_environment(void)
 {
-	char	  **keep = environ;
+	char **keep = environ;
 
 	for (char **entry = environ; *entry != NULL; entry++)
 		if (strncmp(*entry, "PG", 2) != 0)
@@ -324,7 +324,7 @@ clean_environment(void)
 static void
 write_oom_score(void)
 {
-	FILE	   *file = fopen("/proc/self/oom_score_adj", "w");
+	FILE *file = fopen("/proc/self/oom_score_adj", "w");
 
 	if (file == NULL)
 		return;
@@ -361,8 +361,7 @@ qwen_engine_heard(const qwen_frame *frame, const char *payload)
 		if (frame->length != sizeof(state))
 			return false;
 		memcpy(&state, payload, sizeof(state));
-		if (state.protocol != QWEN_PROTOCOL ||
-			state.phase < QWEN_ENGINE_STARTING || state.phase > QWEN_ENGINE_FAILED)
+		if (state.protocol != QWEN_PROTOCOL || state.phase < QWEN_ENGINE_STARTING || state.phase > QWEN_ENGINE_FAILED)
 			return false;
 		accept_state(&state);
 	}
@@ -381,8 +380,8 @@ qwen_engine_heard(const qwen_frame *frame, const char *payload)
 static void
 accept_state(qwen_engine_state *state)
 {
-	bool		ready = state->phase == QWEN_ENGINE_READY;
-	bool		refused = state->phase == QWEN_ENGINE_FAILED;
+	bool ready = state->phase == QWEN_ENGINE_READY;
+	bool refused = state->phase == QWEN_ENGINE_FAILED;
 
 	/* An engine that is on its way out says nothing of interest: what is shown is about the next one. */
 	if (engine.stopping)
@@ -412,10 +411,9 @@ accept_state(qwen_engine_state *state)
 	if (refused)
 	{
 		engine.refused = true;
-		ereport(LOG,
-				(errmsg("qwen engine could not load model \"%s\": %s", command.model, state->error.message),
-				 state->error.detail[0] != '\0' ? errdetail_internal("%s", state->error.detail) : 0,
-				 state->error.hint[0] != '\0' ? errhint("%s", state->error.hint) : 0));
+		ereport(LOG, (errmsg("qwen engine could not load model \"%s\": %s", command.model, state->error.message),
+					  state->error.detail[0] != '\0' ? errdetail_internal("%s", state->error.detail) : 0,
+					  state->error.hint[0] != '\0' ? errhint("%s", state->error.hint) : 0));
 	}
 	if (ready || refused)
 		ConditionVariableBroadcast(&qwen_shared->changed);
@@ -492,16 +490,16 @@ qwen_engine_timeout(void)
 		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), engine.kill_at);
 	if (qwen_heartbeat_timeout == 0)
 		return -1;
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-										   TimestampTzPlusMilliseconds(engine.last_frame,
-																	   qwen_heartbeat_timeout * INT64CONST(1000) + 1));
+	return TimestampDifferenceMilliseconds(
+		GetCurrentTimestamp(),
+		TimestampTzPlusMilliseconds(engine.last_frame, qwen_heartbeat_timeout * INT64CONST(1000) + 1));
 }
 
 bool
 qwen_engine_describe(char *buffer, Size size)
 {
-	uint64		loaded;
-	uint64		total;
+	uint64 loaded;
+	uint64 total;
 	qwen_heartbeat heartbeat;
 
 	LWLockAcquire(qwen_control_lock(), LW_SHARED);
@@ -554,10 +552,12 @@ qwen_engine_has_ended(void)
 QwenEngineEnd
 qwen_engine_bury(void)
 {
-	QwenEngineEnd end = engine.stopping ? QWEN_END_STOPPED : engine.refused ? QWEN_END_REFUSED :
-		engine.ready ? QWEN_END_DIED : QWEN_END_DIED_EARLY;
-	int			pause_s = 0;
-	char		how[256];
+	QwenEngineEnd end = engine.stopping  ? QWEN_END_STOPPED
+						: engine.refused ? QWEN_END_REFUSED
+						: engine.ready   ? QWEN_END_DIED
+										 : QWEN_END_DIED_EARLY;
+	int pause_s = 0;
+	char how[256];
 
 	describe_end(end, how, sizeof(how));
 	if (end == QWEN_END_DIED_EARLY)
@@ -566,9 +566,8 @@ qwen_engine_bury(void)
 		pause_s = Min(LONGEST_PAUSE_S, 1 << Min(engine.early_deaths - 1, 10));
 	}
 	engine.next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_s * 1000);
-	ereport(LOG,
-			(errmsg("qwen engine (PID %d) %s", (int) engine.pid, how),
-			 pause_s > 0 ? errdetail("It will be started again in %d s.", pause_s) : 0));
+	ereport(LOG, (errmsg("qwen engine (PID %d) %s", (int) engine.pid, how),
+				  pause_s > 0 ? errdetail("It will be started again in %d s.", pause_s) : 0));
 
 	close(engine.fd);
 	engine.fd = -1;
@@ -582,7 +581,7 @@ qwen_engine_bury(void)
 static void
 describe_end(QwenEngineEnd end, char *buffer, Size size)
 {
-	int			status = engine.status;
+	int status = engine.status;
 
 	if (end == QWEN_END_STOPPED)
 		snprintf(buffer, size, "was stopped to be replaced");
@@ -597,7 +596,7 @@ describe_end(QwenEngineEnd end, char *buffer, Size size)
 static void
 publish_end(QwenEngineEnd end, const char *how)
 {
-	bool		died = end == QWEN_END_DIED || end == QWEN_END_DIED_EARLY;
+	bool died = end == QWEN_END_DIED || end == QWEN_END_DIED_EARLY;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 	qwen_shared->engine_pid = 0;
@@ -645,6 +644,7 @@ qwen_engine_explain(qwen_wire_error *why)
 void
 qwen_engine_shut_down(void)
 {
+	static uint32 event = 0;
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TERM_GRACE_MS);
 
 	if (engine.pid == 0)
@@ -653,12 +653,13 @@ qwen_engine_shut_down(void)
 	kill(engine.pid, SIGTERM);
 	while (!qwen_engine_has_ended())
 	{
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-		int			events = 0;
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		int events = 0;
 
 		/* SIGCHLD sets the latch */
 		if (left > 0)
-			events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_POSTMASTER_DEATH, left, PG_WAIT_EXTENSION);
+			events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_POSTMASTER_DEATH, left,
+							   qwen_wait_event("QwenEngineExit", &event));
 		ResetLatch(MyLatch);
 		if (left <= 0 || (events & WL_POSTMASTER_DEATH))
 		{

@@ -18,10 +18,10 @@
 
 typedef enum QwenEngineEnd
 {
-	QWEN_END_STOPPED,			/* as it was told to */
-	QWEN_END_REFUSED,			/* it could not serve the model and said why */
-	QWEN_END_DIED,				/* after it had been ready */
-	QWEN_END_DIED_EARLY			/* before */
+	QWEN_END_STOPPED,   /* as it was told to */
+	QWEN_END_REFUSED,   /* it could not serve the model and said why */
+	QWEN_END_DIED,      /* after it had been ready */
+	QWEN_END_DIED_EARLY /* before */
 } QwenEngineEnd;
 
 /* Reads the settings that the next engine is started with; true if they differ from the last ones. */
@@ -52,7 +52,7 @@ extern void qwen_engine_shut_down(void);
 /* The engine's words about itself; false if they are malformed. */
 extern bool qwen_engine_heard(const qwen_frame *frame, const char *payload);
 
-extern int	qwen_engine_socket(void);	/* -1: none */
+extern int qwen_engine_socket(void); /* -1: none */
 extern bool qwen_engine_takes_requests(void);
 
 /* Milliseconds until start_if_due or check_heartbeat has something to do; -1: never. */
@@ -88,4 +88,4 @@ extern void qwen_relay_fail_queue(const qwen_wire_error *error);
 /* Cancels the requests of processes that ended without doing so. */
 extern void qwen_relay_drop_orphans(void);
 
-#endif							/* QWEN_SUPERVISOR_H */
+#endif /* QWEN_SUPERVISOR_H */

@@ -33,8 +33,8 @@
 #include "shared.h"
 #include "supervisor.h"
 
-#define RESTART_S 5				/* after which the postmaster starts the worker again */
-#define ORPHANS_MS 1000			/* between two looks for slots whose owner is gone */
+#define RESTART_S 5     /* after which the postmaster starts the worker again */
+#define ORPHANS_MS 1000 /* between two looks for slots whose owner is gone */
 
 /* where the events are in the wait set */
 enum
@@ -46,7 +46,7 @@ enum
 };
 
 static WaitEventSet *wait_set = NULL;
-static int	wait_socket = -1;	/* the socket in wait_set, -1: none */
+static int wait_socket = -1; /* the socket in wait_set, -1: none */
 
 static void on_child(SIGNAL_ARGS);
 static void sign_on(void);
@@ -80,7 +80,7 @@ qwen_worker_main(Datum arg)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-	pqsignal(SIGINT, SIG_IGN);	/* pg_cancel_backend() must not cost an engine */
+	pqsignal(SIGINT, SIG_IGN); /* pg_cancel_backend() must not cost an engine */
 	pqsignal(SIGUSR1, procsignal_sigusr1_handler);
 	pqsignal(SIGCHLD, on_child);
 	BackgroundWorkerUnblockSignals();
@@ -92,7 +92,7 @@ qwen_worker_main(Datum arg)
 
 	while (!ShutdownRequestPending)
 	{
-		bool		blocked;
+		bool blocked;
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
@@ -113,7 +113,7 @@ qwen_worker_main(Datum arg)
 static void
 on_child(SIGNAL_ARGS)
 {
-	int			save_errno = errno;
+	int save_errno = errno;
 
 	SetLatch(MyLatch);
 	errno = save_errno;
@@ -123,7 +123,7 @@ on_child(SIGNAL_ARGS)
 static void
 sign_on(void)
 {
-	int			other;
+	int other;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 	other = qwen_shared->worker_pid;
@@ -193,7 +193,7 @@ reload(void)
 static bool
 take_order(void)
 {
-	bool		order;
+	bool order;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 	order = qwen_shared->reload_taken != qwen_shared->reload_wanted;
@@ -254,8 +254,8 @@ static void
 report(void)
 {
 	static char shown[128] = "";
-	char		text[128];
-	bool		busy = qwen_engine_describe(text, sizeof(text));
+	char text[128];
+	bool busy = qwen_engine_describe(text, sizeof(text));
 
 	if (strcmp(text, shown) == 0)
 		return;
@@ -267,7 +267,7 @@ static void
 wait_for_work(bool blocked)
 {
 	static uint32 event = 0;
-	WaitEvent	occurred[N_EVENTS];
+	WaitEvent occurred[N_EVENTS];
 
 	if (wait_set == NULL || wait_socket != qwen_engine_socket())
 		make_wait_set();
