@@ -26,8 +26,8 @@
 #include "answer.h"
 
 /* What usage means. */
-#define USAGE_FUNCTIONS \
-	"'{qwen_generate,qwen_complete,qwen_chat,qwen_stream,qwen_try_generate," \
+#define USAGE_FUNCTIONS                                                                                                \
+	"'{qwen_generate,qwen_complete,qwen_chat,qwen_stream,qwen_try_generate,"                                           \
 	"qwen_token_count,qwen_tokenize,qwen_detokenize,qwen_status,qwen_requests}'::name[]"
 #define USAGE_VIEWS "'{qwen_requests}'::name[]"
 
@@ -65,10 +65,10 @@ qwen_revoke_usage(PG_FUNCTION_ARGS)
 static void
 change_usage(FunctionCallInfo fcinfo, const char *verb, const char *preposition)
 {
-	Oid			extension = getExtensionOfObject(ProcedureRelationId, fcinfo->flinfo->fn_oid);
+	Oid extension = getExtensionOfObject(ProcedureRelationId, fcinfo->flinfo->fn_oid);
 	const char *role = quote_identifier(GetUserNameFromId(PG_GETARG_OID(0), false));
-	char	   *functions;
-	char	   *views;
+	char *functions;
+	char *views;
 	StringInfoData command;
 
 	if (!OidIsValid(extension))
@@ -101,9 +101,9 @@ change_usage(FunctionCallInfo fcinfo, const char *verb, const char *preposition)
 static char *
 usage_objects(Oid extension, const char *query)
 {
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(extension)};
-	char	   *names = NULL;
+	Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(extension)};
+	char *names = NULL;
 
 	if (SPI_execute_with_args(query, 1, types, values, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1)
 		names = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
@@ -116,14 +116,13 @@ usage_objects(Oid extension, const char *query)
 static void
 notice_schema(Oid function, Oid role)
 {
-	Oid			schema = get_func_namespace(function);
+	Oid schema = get_func_namespace(function);
 
 	if (!DatumGetBool(DirectFunctionCall3(has_schema_privilege_id_id, ObjectIdGetDatum(role), ObjectIdGetDatum(schema),
 										  CStringGetTextDatum("USAGE"))))
-		ereport(NOTICE,
-				(errmsg("role \"%s\" cannot use schema \"%s\" yet", GetUserNameFromId(role, false),
-						get_namespace_name(schema)),
-				 errhint("GRANT USAGE ON SCHEMA %s TO %s lets it use the functions there.",
-						 quote_identifier(get_namespace_name(schema)),
-						 quote_identifier(GetUserNameFromId(role, false)))));
+		ereport(NOTICE, (errmsg("role \"%s\" cannot use schema \"%s\" yet", GetUserNameFromId(role, false),
+								get_namespace_name(schema)),
+						 errhint("GRANT USAGE ON SCHEMA %s TO %s lets it use the functions there.",
+								 quote_identifier(get_namespace_name(schema)),
+								 quote_identifier(GetUserNameFromId(role, false)))));
 }

@@ -24,8 +24,9 @@ qwen_submit(const StringInfo request, bool nowait, qwen_wire_error *error)
 	if (qwen_is_preloaded() && qwen_chunk_size(request->len) > qwen_shared->largest_chunk)
 	{
 		qwen_set_error(error, ERRCODE_PROGRAM_LIMIT_EXCEEDED, "request is too large for the queue");
-		snprintf(error->detail, sizeof(error->detail), "The request needs %zu bytes, the queue holds at most %zu bytes.",
-				 qwen_chunk_size(request->len), qwen_shared->largest_chunk);
+		snprintf(error->detail, sizeof(error->detail),
+				 "The request needs %zu bytes, the queue holds at most %zu bytes.", qwen_chunk_size(request->len),
+				 qwen_shared->largest_chunk);
 		strlcpy(error->hint, "Raise qwen.queue_memory and restart the server.", sizeof(error->hint));
 		return NULL;
 	}
@@ -35,7 +36,7 @@ qwen_submit(const StringInfo request, bool nowait, qwen_wire_error *error)
 void
 qwen_ask(const StringInfo request, QwenAnswer *answer)
 {
-	QwenCall   *call = qwen_submit(request, false, &answer->error);
+	QwenCall *call = qwen_submit(request, false, &answer->error);
 
 	if (call != NULL)
 		qwen_collect(call, answer);
@@ -49,7 +50,7 @@ qwen_ask(const StringInfo request, QwenAnswer *answer)
 void
 qwen_collect(QwenCall *call, QwenAnswer *answer)
 {
-	QwenReply	reply;
+	QwenReply reply;
 
 	answer->failed = false;
 	initStringInfo(&answer->data);
@@ -87,9 +88,9 @@ qwen_to_server(char *utf8, Size length, Size *result_length, qwen_wire_error *er
 text *
 qwen_answer_text(QwenAnswer *answer)
 {
-	Size		length;
-	char	   *string = qwen_to_server(answer->data.data, answer->data.len, &length, &answer->error);
-	text	   *result;
+	Size length;
+	char *string = qwen_to_server(answer->data.data, answer->data.len, &length, &answer->error);
+	text *result;
 
 	if (string == NULL)
 	{
@@ -115,9 +116,9 @@ char *
 qwen_message_text(const char *message)
 {
 	qwen_wire_error error;
-	Size		length;
-	char	   *copy = pstrdup(message);
-	char	   *result = qwen_to_server(copy, strlen(copy), &length, &error);
+	Size length;
+	char *copy = pstrdup(message);
+	char *result = qwen_to_server(copy, strlen(copy), &length, &error);
 
 	if (result != NULL && GetDatabaseEncoding() != PG_SQL_ASCII)
 		return result;
@@ -128,9 +129,9 @@ qwen_message_text(const char *message)
 }
 
 void
-qwen_set_error(qwen_wire_error *error, int sqlstate, const char *format,...)
+qwen_set_error(qwen_wire_error *error, int sqlstate, const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	memset(error, 0, sizeof(*error));
 	strlcpy(error->sqlstate, unpack_sql_state(sqlstate), sizeof(error->sqlstate));

@@ -45,9 +45,9 @@ extern char *qwen_convert(char *text, Size length, int from, int to, Size *resul
 
 typedef struct QwenAnswer
 {
-	StringInfoData data;		/* as the engine sent it; allocated in the context of qwen_collect */
-	qwen_done	done;
-	bool		failed;			/* `error` tells why; data and done mean nothing */
+	StringInfoData data; /* as the engine sent it; allocated in the context of qwen_collect */
+	qwen_done done;
+	bool failed; /* `error` tells why; data and done mean nothing */
 	qwen_wire_error error;
 } QwenAnswer;
 
@@ -76,11 +76,11 @@ extern void qwen_raise_unless_row_level(const qwen_wire_error *error);
 extern char *qwen_message_text(const char *message);
 
 /* Fills an error; the message is a format. */
-extern void qwen_set_error(qwen_wire_error *error, int sqlstate, const char *format,...) pg_attribute_printf(3, 4);
+extern void qwen_set_error(qwen_wire_error *error, int sqlstate, const char *format, ...) pg_attribute_printf(3, 4);
 
 /* ---- failures.c ---- */
 
 /* A row failed: raises, or counts it for the statement's warning, as on_error says. */
 extern void qwen_fail_row(FunctionCallInfo fcinfo, QwenOnError on_error, const qwen_wire_error *error);
 
-#endif							/* QWEN_ANSWER_H */
+#endif /* QWEN_ANSWER_H */

@@ -18,7 +18,7 @@
 #include "answer.h"
 #include "options.h"
 
-static int	check_objects(Jsonb *json, const char *name);
+static int check_objects(Jsonb *json, const char *name);
 static void check_messages(Jsonb *messages);
 static void check_message(JsonbContainer *message, int number);
 static bool has_tool_calls(JsonbContainer *message);
@@ -36,9 +36,9 @@ Datum
 qwen_chat(PG_FUNCTION_ARGS)
 {
 	QwenOptions options;
-	QwenAnswer	answer = {.failed = true};
+	QwenAnswer answer = {.failed = true};
 	StringInfoData request;
-	Datum		result = (Datum) 0;
+	Datum result = (Datum) 0;
 
 	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
 		PG_RETURN_NULL();
@@ -61,9 +61,9 @@ qwen_chat(PG_FUNCTION_ARGS)
 static bool
 build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *options, qwen_wire_error *error)
 {
-	Jsonb	   *messages = PG_GETARG_JSONB_P(QWEN_ARG_SUBJECT);
-	char	   *json;
-	Size		length;
+	Jsonb *messages = PG_GETARG_JSONB_P(QWEN_ARG_SUBJECT);
+	char *json;
+	Size length;
 
 	check_messages(messages);
 	json = messages_text(messages, options, &length);
@@ -72,7 +72,7 @@ build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *op
 		return false;
 	if (!PG_ARGISNULL(QWEN_ARG_TOOLS))
 	{
-		Jsonb	   *tools = PG_GETARG_JSONB_P(QWEN_ARG_TOOLS);
+		Jsonb *tools = PG_GETARG_JSONB_P(QWEN_ARG_TOOLS);
 
 		if (check_objects(tools, "tools") > 0)
 		{
@@ -87,14 +87,12 @@ build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *op
 static char *
 messages_text(Jsonb *messages, const QwenOptions *options, Size *length)
 {
-	bool		has_system = begins_with_system(messages);
+	bool has_system = begins_with_system(messages);
 	StringInfoData json;
 
 	if (has_system && options->system_given)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("system is given twice"),
-				 errdetail("It is both an option and the first of the messages.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("system is given twice"),
+						errdetail("It is both an option and the first of the messages.")));
 
 	initStringInfo(&json);
 	(void) JsonbToCString(&json, &messages->root, VARSIZE(messages));
@@ -116,7 +114,7 @@ messages_text(Jsonb *messages, const QwenOptions *options, Size *length)
 static Datum
 answer_jsonb(QwenAnswer *answer)
 {
-	text	   *json = qwen_answer_text(answer);
+	text *json = qwen_answer_text(answer);
 
 	return json == NULL ? (Datum) 0 : DirectFunctionCall1(jsonb_in, CStringGetDatum(text_to_cstring(json)));
 }
@@ -127,21 +125,18 @@ answer_jsonb(QwenAnswer *answer)
 static int
 check_objects(Jsonb *json, const char *name)
 {
-	int			n = 0;
+	int n = 0;
 
 	if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a JSON array", name)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must be a JSON array", name)));
 	n = JB_ROOT_COUNT(json);
 	for (int i = 0; i < n; i++)
 	{
 		JsonbValue *element = getIthJsonbValueFromContainer(&json->root, i);
 
 		if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("element %d of %s must be a JSON object", i + 1, name)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("element %d of %s must be a JSON object", i + 1, name)));
 		pfree(element);
 	}
 	return n;
@@ -150,12 +145,10 @@ check_objects(Jsonb *json, const char *name)
 static void
 check_messages(Jsonb *messages)
 {
-	int			n = check_objects(messages, "messages");
+	int n = check_objects(messages, "messages");
 
 	if (n == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("messages must not be empty")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("messages must not be empty")));
 	for (int i = 0; i < n; i++)
 	{
 		JsonbValue *message = getIthJsonbValueFromContainer(&messages->root, i);
@@ -173,18 +166,15 @@ check_message(JsonbContainer *message, int number)
 
 	if (!is_string(role, "system") && !is_string(role, "user") && !is_string(role, "assistant") &&
 		!is_string(role, "tool"))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("message %d has no valid role", number),
-				 errhint("Valid roles are system, user, assistant and tool.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("message %d has no valid role", number),
+						errhint("Valid roles are system, user, assistant and tool.")));
 
 	if (content != NULL && content->type == jbvString)
 		return;
 	if ((content == NULL || content->type == jbvNull) && is_string(role, "assistant") && has_tool_calls(message))
 		return;
 	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("content of message %d must be a string", number)));
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("content of message %d must be a string", number)));
 }
 
 static bool
@@ -193,7 +183,7 @@ has_tool_calls(JsonbContainer *message)
 	JsonbValue *calls = member(message, "tool_calls");
 
 	return calls != NULL && calls->type == jbvBinary && JsonContainerIsArray(calls->val.binary.data) &&
-		JsonContainerSize(calls->val.binary.data) > 0;
+		   JsonContainerSize(calls->val.binary.data) > 0;
 }
 
 static bool
@@ -214,5 +204,5 @@ static bool
 is_string(const JsonbValue *value, const char *expected)
 {
 	return value != NULL && value->type == jbvString && value->val.string.len == strlen(expected) &&
-		memcmp(value->val.string.val, expected, value->val.string.len) == 0;
+		   memcmp(value->val.string.val, expected, value->val.string.len) == 0;
 }

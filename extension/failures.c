@@ -36,14 +36,14 @@
 
 typedef struct FailureCount
 {
-	uint64		n;
+	uint64 n;
 	qwen_wire_error first;
 } FailureCount;
 
 /* Failures under one memory context, and allocated in it. */
 typedef struct QwenFailures
 {
-	dlist_node	link;			/* in `counting` */
+	dlist_node link; /* in `counting` */
 	MemoryContext context;
 	MemoryContextCallback callback;
 	FailureCount count;
@@ -79,7 +79,7 @@ static QwenFailures *
 failures_of(MemoryContext context)
 {
 	QwenFailures *failures;
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &counting)
 	{
@@ -143,8 +143,8 @@ executor_end(QueryDesc *query)
 static void
 at_transaction_end(XactEvent event, void *arg)
 {
-	dlist_iter	iter;
-	bool		commits = event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE;
+	dlist_iter iter;
+	bool commits = event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE;
 
 	if (!commits && event != XACT_EVENT_ABORT)
 		return;
@@ -164,16 +164,14 @@ at_transaction_end(XactEvent event, void *arg)
 static void
 report_ended(void)
 {
-	uint64		n = ended.n;
+	uint64 n = ended.n;
 
 	if (n == 0)
 		return;
-	ended.n = 0;				/* first, in case the report fails */
-	ereport(WARNING,
-			(errmsg_plural("%llu call of the model failed and gave NULL",
-						   "%llu calls of the model failed and gave NULL",
-						   n, (unsigned long long) n),
-			 errdetail("The first failure: %s (SQLSTATE %s).", qwen_message_text(ended.first.message),
-					   ended.first.sqlstate),
-			 errhint("qwen_try_generate() returns the error of each row.")));
+	ended.n = 0; /* first, in case the report fails */
+	ereport(WARNING, (errmsg_plural("%llu call of the model failed and gave NULL",
+									"%llu calls of the model failed and gave NULL", n, (unsigned long long) n),
+					  errdetail("The first failure: %s (SQLSTATE %s).", qwen_message_text(ended.first.message),
+								ended.first.sqlstate),
+					  errhint("qwen_try_generate() returns the error of each row.")));
 }

@@ -28,22 +28,22 @@
 /* An element on its way. */
 typedef struct Flight
 {
-	int			element;
-	QwenCall   *call;			/* NULL: failed before it was submitted, `error` says why */
+	int element;
+	QwenCall *call; /* NULL: failed before it was submitted, `error` says why */
 	qwen_wire_error error;
 } Flight;
 
 /* An array on its way. */
 typedef struct ArrayRun
 {
-	StringInfoData prefix;		/* header and options, the same for all elements */
-	Datum	   *values;			/* prompts, replaced by answers one by one */
-	bool	   *nulls;
-	int			n;
-	int			next;			/* the first element that has not been submitted */
-	Flight	   *flights;		/* a ring of ARRAY_IN_FLIGHT, in the order of the elements */
-	int			first;
-	int			n_flights;
+	StringInfoData prefix; /* header and options, the same for all elements */
+	Datum *values;         /* prompts, replaced by answers one by one */
+	bool *nulls;
+	int n;
+	int next;        /* the first element that has not been submitted */
+	Flight *flights; /* a ring of ARRAY_IN_FLIGHT, in the order of the elements */
+	int first;
+	int n_flights;
 } ArrayRun;
 
 /* Columns of qwen_result. */
@@ -93,8 +93,8 @@ static Datum
 answer_one(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused)
 {
 	QwenOptions options;
-	QwenAnswer	answer;
-	text	   *result;
+	QwenAnswer answer;
+	text *result;
 
 	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
 		PG_RETURN_NULL();
@@ -113,8 +113,8 @@ answer_one(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused)
 static text *
 ask_one(FunctionCallInfo fcinfo, const QwenOptions *options, QwenAnswer *answer)
 {
-	text	   *prompt = PG_GETARG_TEXT_PP(QWEN_ARG_SUBJECT);
-	text	   *result = NULL;
+	text *prompt = PG_GETARG_TEXT_PP(QWEN_ARG_SUBJECT);
+	text *result = NULL;
 	StringInfoData request;
 
 	qwen_request_begin(&request, options);
@@ -141,10 +141,10 @@ Datum
 qwen_try_generate(PG_FUNCTION_ARGS)
 {
 	QwenOptions options;
-	QwenAnswer	answer;
-	text	   *value;
-	Datum		columns[RESULT_COLUMNS] = {0};
-	bool		nulls[RESULT_COLUMNS];
+	QwenAnswer answer;
+	text *value;
+	Datum columns[RESULT_COLUMNS] = {0};
+	bool nulls[RESULT_COLUMNS];
 
 	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
 		PG_RETURN_NULL();
@@ -177,9 +177,9 @@ qwen_try_generate(PG_FUNCTION_ARGS)
 static TupleDesc
 result_descriptor(FunctionCallInfo fcinfo)
 {
-	FmgrInfo   *flinfo = fcinfo->flinfo;
+	FmgrInfo *flinfo = fcinfo->flinfo;
 	MemoryContext old;
-	TupleDesc	descriptor;
+	TupleDesc descriptor;
 
 	if (flinfo->fn_extra != NULL)
 		return flinfo->fn_extra;
@@ -197,9 +197,9 @@ result_descriptor(FunctionCallInfo fcinfo)
 Datum
 qwen_generate_array(PG_FUNCTION_ARGS)
 {
-	ArrayType  *prompts;
+	ArrayType *prompts;
 	QwenOptions options;
-	ArrayRun	run = {0};
+	ArrayRun run = {0};
 
 	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
 		PG_RETURN_NULL();
@@ -229,7 +229,7 @@ submit_ahead(ArrayRun *run)
 {
 	while (run->n_flights < ARRAY_IN_FLIGHT)
 	{
-		Flight	   *flight = &run->flights[(run->first + run->n_flights) % ARRAY_IN_FLIGHT];
+		Flight *flight = &run->flights[(run->first + run->n_flights) % ARRAY_IN_FLIGHT];
 
 		while (run->next < run->n && run->nulls[run->next])
 			run->next++;
@@ -247,9 +247,9 @@ submit_ahead(ArrayRun *run)
 static bool
 submit_element(ArrayRun *run, Flight *flight)
 {
-	text	   *prompt = DatumGetTextPP(run->values[flight->element]);
+	text *prompt = DatumGetTextPP(run->values[flight->element]);
 	StringInfoData request;
-	bool		full = false;
+	bool full = false;
 
 	initStringInfo(&request);
 	appendBinaryStringInfo(&request, run->prefix.data, run->prefix.len);
@@ -267,9 +267,9 @@ submit_element(ArrayRun *run, Flight *flight)
 static void
 collect_first(FunctionCallInfo fcinfo, QwenOnError on_error, ArrayRun *run)
 {
-	Flight	   *flight = &run->flights[run->first];
-	text	   *value = NULL;
-	QwenAnswer	answer;
+	Flight *flight = &run->flights[run->first];
+	text *value = NULL;
+	QwenAnswer answer;
 
 	run->first = (run->first + 1) % ARRAY_IN_FLIGHT;
 	run->n_flights--;

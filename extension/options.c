@@ -42,17 +42,17 @@ typedef enum OptionType
 	OPTION_FLOAT8,
 	OPTION_BOOL,
 	OPTION_TEXT,
-	OPTION_TEXTS,				/* text[]; in JSON also a single string */
-	OPTION_LATER				/* reserved; refused by name in this version */
+	OPTION_TEXTS, /* text[]; in JSON also a single string */
+	OPTION_LATER  /* reserved; refused by name in this version */
 } OptionType;
 
 /* What an option may be; min and max count for numbers. */
 typedef struct OptionRule
 {
 	const char *name;
-	OptionType	type;
-	double		min;
-	double		max;
+	OptionType type;
+	double min;
+	double max;
 } OptionRule;
 
 /* The ranges are those of the settings of the same names, and of what the engine takes. */
@@ -83,12 +83,12 @@ static const OptionRule rules[QWEN_N_OPTIONS] = {
 /* A value as it was given; which member counts is for the rule's type to say. */
 typedef struct OptionValue
 {
-	bool		given;
-	double		number;			/* INT4, FLOAT8 */
-	int64		integer;		/* INT4, INT8 */
-	bool		flag;			/* BOOL */
-	char	   *string;			/* TEXT */
-	List	   *strings;		/* TEXTS, of text */
+	bool given;
+	double number; /* INT4, FLOAT8 */
+	int64 integer; /* INT4, INT8 */
+	bool flag;     /* BOOL */
+	char *string;  /* TEXT */
+	List *strings; /* TEXTS, of text */
 } OptionValue;
 
 static void read_arguments(FunctionCallInfo fcinfo, OptionValue *values);
@@ -101,14 +101,14 @@ static char *valid_keys(void);
 static void read_json_value(const OptionRule *rule, const JsonbValue *json, OptionValue *value);
 static int64 json_integer(const OptionRule *rule, const JsonbValue *json);
 static List *json_strings(const OptionRule *rule, const JsonbValue *json);
-static void wrong_type(const OptionRule *rule, const char *expected) pg_attribute_noreturn();
+static void wrong_type(const OptionRule *rule, const char *expected);
 static void check_values(FunctionCallInfo fcinfo, uint32 refused, const OptionValue *values);
 static void check_stop(const List *strings);
 static void resolve(const OptionValue *values, qwen_request_kind kind, QwenOptions *options);
 static void resolve_sampling(const OptionValue *values, qwen_request_header *head);
 static uint32 resolve_flags(const OptionValue *values, qwen_request_kind kind);
 static QwenOnError resolve_on_error(const OptionValue *value);
-static int	resolve_priority(const OptionValue *value);
+static int resolve_priority(const OptionValue *value);
 
 void
 qwen_read_options(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused, QwenOptions *options)
@@ -140,7 +140,7 @@ read_arguments(FunctionCallInfo fcinfo, OptionValue *values)
 static void
 read_argument(FunctionCallInfo fcinfo, QwenOption option, OptionValue *value)
 {
-	int			arg = QWEN_ARG_OPTION(option);
+	int arg = QWEN_ARG_OPTION(option);
 
 	switch (rules[option].type)
 	{
@@ -171,18 +171,16 @@ read_argument(FunctionCallInfo fcinfo, QwenOption option, OptionValue *value)
 static List *
 strings_of_array(ArrayType *array, const char *name)
 {
-	List	   *strings = NIL;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			n;
+	List *strings = NIL;
+	Datum *elements;
+	bool *nulls;
+	int n;
 
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &n);
 	for (int i = 0; i < n; i++)
 	{
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not contain nulls", name)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not contain nulls", name)));
 		strings = lappend(strings, DatumGetTextPP(elements[i]));
 	}
 	return strings;
@@ -195,13 +193,11 @@ read_json(Jsonb *json, OptionValue *values)
 {
 	JsonbIterator *it;
 	JsonbIteratorToken token;
-	JsonbValue	key;
-	JsonbValue	value;
+	JsonbValue key;
+	JsonbValue value;
 
 	if (!JB_ROOT_IS_OBJECT(json))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options must be a JSON object")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("options must be a JSON object")));
 
 	it = JsonbIteratorInit(&json->root);
 	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
@@ -216,17 +212,15 @@ read_json(Jsonb *json, OptionValue *values)
 static void
 read_pair(const JsonbValue *key, const JsonbValue *json, OptionValue *values)
 {
-	QwenOption	option = option_by_key(key);
+	QwenOption option = option_by_key(key);
 
 	/* As an argument that is NULL: nothing said. */
 	if (json->type == jbvNull)
 		return;
 
 	if (values[option].given)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s is given twice", rules[option].name),
-				 errdetail("It is both a named argument and a key of options.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s is given twice", rules[option].name),
+						errdetail("It is both a named argument and a key of options.")));
 	values[option].given = true;
 	read_json_value(&rules[option], json, &values[option]);
 }
@@ -242,10 +236,9 @@ option_by_key(const JsonbValue *key)
 			return option;
 	}
 
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unrecognized option \"%s\"", pnstrdup(key->val.string.val, key->val.string.len)),
-			 errhint("Valid options are %s.", valid_keys())));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("unrecognized option \"%s\"", pnstrdup(key->val.string.val, key->val.string.len)),
+					errhint("Valid options are %s.", valid_keys())));
 }
 
 static char *
@@ -273,8 +266,8 @@ read_json_value(const OptionRule *rule, const JsonbValue *json, OptionValue *val
 		case OPTION_FLOAT8:
 			if (json->type != jbvNumeric)
 				wrong_type(rule, "a number");
-			value->number = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
-															   NumericGetDatum(json->val.numeric)));
+			value->number =
+				DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(json->val.numeric)));
 			break;
 		case OPTION_BOOL:
 			if (json->type != jbvBool)
@@ -298,9 +291,9 @@ read_json_value(const OptionRule *rule, const JsonbValue *json, OptionValue *val
 static int64
 json_integer(const OptionRule *rule, const JsonbValue *json)
 {
-	char	   *digits;
-	char	   *end;
-	int64		integer;
+	char *digits;
+	char *end;
+	int64 integer;
 
 	if (json->type != jbvNumeric)
 		wrong_type(rule, "an integer");
@@ -316,10 +309,10 @@ json_integer(const OptionRule *rule, const JsonbValue *json)
 static List *
 json_strings(const OptionRule *rule, const JsonbValue *json)
 {
-	List	   *strings = NIL;
+	List *strings = NIL;
 	JsonbIterator *it;
 	JsonbIteratorToken token;
-	JsonbValue	element;
+	JsonbValue element;
 
 	if (json->type == jbvString)
 		return list_make1(cstring_to_text_with_len(json->val.string.val, json->val.string.len));
@@ -341,9 +334,7 @@ json_strings(const OptionRule *rule, const JsonbValue *json)
 static void
 wrong_type(const OptionRule *rule, const char *expected)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s must be %s", rule->name, expected)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must be %s", rule->name, expected)));
 }
 
 /* ---- checks ---- */
@@ -358,21 +349,18 @@ check_values(FunctionCallInfo fcinfo, uint32 refused, const OptionValue *values)
 		if (!values[option].given)
 			continue;
 		if (rule->type == OPTION_LATER)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("%s is not supported in this version", rule->name)));
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("%s is not supported in this version", rule->name)));
 		if (refused & QWEN_OPTION_BIT(option))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s does not apply to %s", rule->name, get_func_name(fcinfo->flinfo->fn_oid))));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("%s does not apply to %s", rule->name, get_func_name(fcinfo->flinfo->fn_oid))));
 
 		/* Written so that NaN fails. */
 		if ((rule->type == OPTION_INT4 || rule->type == OPTION_FLOAT8) &&
 			!(values[option].number >= rule->min && values[option].number <= rule->max))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must be between %.10g and %.10g, not %.10g",
-							rule->name, rule->min, rule->max, values[option].number)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("%s must be between %.15g and %.15g, not %.15g", rule->name, rule->min, rule->max,
+								   values[option].number)));
 	}
 	check_stop(values[QWEN_OPTION_STOP].strings);
 }
@@ -380,18 +368,15 @@ check_values(FunctionCallInfo fcinfo, uint32 refused, const OptionValue *values)
 static void
 check_stop(const List *strings)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (list_length(strings) > MAX_STOP_STRINGS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("stop must not contain more than %d strings", MAX_STOP_STRINGS)));
-	foreach(lc, strings)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("stop must not contain more than %d strings", MAX_STOP_STRINGS)));
+	foreach (lc, strings)
 	{
 		if (VARSIZE_ANY_EXHDR(lfirst(lc)) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("stop must not contain empty strings")));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("stop must not contain empty strings")));
 	}
 }
 
@@ -469,7 +454,7 @@ resolve_flags(const OptionValue *values, qwen_request_kind kind)
 {
 	const OptionValue *thinking = &values[QWEN_OPTION_THINKING];
 	const OptionValue *cache = &values[QWEN_OPTION_CACHE];
-	uint32		flags = 0;
+	uint32 flags = 0;
 
 	if (kind != QWEN_KIND_COMPLETE && (thinking->given ? thinking->flag : qwen_thinking))
 		flags |= QWEN_FLAG_THINKING;
@@ -492,9 +477,8 @@ resolve_on_error(const OptionValue *value)
 	if (pg_strcasecmp(value->string, "null") == 0)
 		return QWEN_ON_ERROR_NULL;
 
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("on_error must be \"raise\" or \"null\", not \"%s\"", value->string)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("on_error must be \"raise\" or \"null\", not \"%s\"", value->string)));
 }
 
 /*
@@ -504,7 +488,7 @@ resolve_on_error(const OptionValue *value)
 static int
 resolve_priority(const OptionValue *value)
 {
-	static const char *const names[] = {"batch", "normal", "interactive"};	/* -1, 0, 1 */
+	static const char *const names[] = {"batch", "normal", "interactive"}; /* -1, 0, 1 */
 
 	if (!value->given)
 		return qwen_priority;
@@ -514,15 +498,13 @@ resolve_priority(const OptionValue *value)
 		if (pg_strcasecmp(value->string, names[i]) != 0)
 			continue;
 		if (i - 1 > qwen_priority && !superuser())
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("permission denied to raise the priority to \"%s\"", names[i]),
-					 errdetail("The priority of this session is \"%s\".", names[qwen_priority + 1]),
-					 errhint("A superuser can set qwen.priority for a role.")));
+			ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+							errmsg("permission denied to raise the priority to \"%s\"", names[i]),
+							errdetail("The priority of this session is \"%s\".", names[qwen_priority + 1]),
+							errhint("A superuser can set qwen.priority for a role.")));
 		return i - 1;
 	}
 
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("priority must be \"interactive\", \"normal\" or \"batch\", not \"%s\"", value->string)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("priority must be \"interactive\", \"normal\" or \"batch\", not \"%s\"", value->string)));
 }

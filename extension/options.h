@@ -60,4 +60,4 @@ typedef enum QwenOption
  */
 extern void qwen_read_options(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused, QwenOptions *options);
 
-#endif							/* QWEN_OPTIONS_H */
+#endif /* QWEN_OPTIONS_H */

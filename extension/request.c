@@ -39,19 +39,17 @@ qwen_request_begin(StringInfo request, const QwenOptions *options)
 void
 qwen_request_begin_plain(StringInfo request, qwen_request_kind kind)
 {
-	qwen_request_header head = {
-		.protocol = QWEN_PROTOCOL,
-		.kind = kind,
-		.max_tokens = 1,
-		.top_k = QWEN_UNSET_INT,
-		.temperature = 0,
-		.top_p = QWEN_UNSET_FLOAT,
-		.min_p = QWEN_UNSET_FLOAT,
-		.presence_penalty = QWEN_UNSET_FLOAT,
-		.frequency_penalty = QWEN_UNSET_FLOAT,
-		.repetition_penalty = QWEN_UNSET_FLOAT,
-		.priority = qwen_priority
-	};
+	qwen_request_header head = {.protocol = QWEN_PROTOCOL,
+								.kind = kind,
+								.max_tokens = 1,
+								.top_k = QWEN_UNSET_INT,
+								.temperature = 0,
+								.top_p = QWEN_UNSET_FLOAT,
+								.min_p = QWEN_UNSET_FLOAT,
+								.presence_penalty = QWEN_UNSET_FLOAT,
+								.frequency_penalty = QWEN_UNSET_FLOAT,
+								.repetition_penalty = QWEN_UNSET_FLOAT,
+								.priority = qwen_priority};
 
 	initStringInfo(request);
 	appendBinaryStringInfo(request, (const char *) &head, sizeof(head));
@@ -61,13 +59,13 @@ qwen_request_begin_plain(StringInfo request, qwen_request_kind kind)
 static void
 add_texts(StringInfo request, const QwenOptions *options)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (options->system != NULL && options->head.kind != QWEN_KIND_CHAT)
 		add_option_text(request, QWEN_FIELD_SYSTEM, options->system, strlen(options->system));
-	foreach(lc, options->stop)
+	foreach (lc, options->stop)
 	{
-		text	   *stop = lfirst(lc);
+		text *stop = lfirst(lc);
 
 		add_option_text(request, QWEN_FIELD_STOP, VARDATA_ANY(stop), VARSIZE_ANY_EXHDR(stop));
 	}
@@ -86,12 +84,11 @@ add_option_text(StringInfo request, qwen_field_tag tag, const char *text, Size l
 void
 qwen_request_add_bytes(StringInfo request, qwen_field_tag tag, const void *data, Size length)
 {
-	Size		size = qwen_field_size(length);
+	Size size = qwen_field_size(length);
 
 	if (size >= MaxAllocSize)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("a text of %zu bytes is too long for a request", length)));
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("a text of %zu bytes is too long for a request", length)));
 	enlargeStringInfo(request, (int) size);
 	qwen_field_put(request->data + request->len, tag, data, (uint32) length);
 	request->len += (int) size;
@@ -102,8 +99,8 @@ qwen_request_add_bytes(StringInfo request, qwen_field_tag tag, const void *data,
 bool
 qwen_request_add_text(StringInfo request, qwen_field_tag tag, const char *text, Size length, qwen_wire_error *error)
 {
-	Size		utf8_length;
-	char	   *utf8 = qwen_convert(unconstify(char *, text), length, GetDatabaseEncoding(), PG_UTF8, &utf8_length, error);
+	Size utf8_length;
+	char *utf8 = qwen_convert(unconstify(char *, text), length, GetDatabaseEncoding(), PG_UTF8, &utf8_length, error);
 
 	if (utf8 == NULL)
 		return false;
@@ -119,9 +116,7 @@ log_subject(qwen_field_tag tag, const char *text, Size length)
 {
 	if (qwen_log_prompts && (tag == QWEN_FIELD_PROMPT || tag == QWEN_FIELD_MESSAGES))
 		ereport(LOG_SERVER_ONLY,
-				(errmsg("qwen prompt: %.*s", (int) length, text),
-				 errhidestmt(true),
-				 errhidecontext(true)));
+				(errmsg("qwen prompt: %.*s", (int) length, text), errhidestmt(true), errhidecontext(true)));
 }
 
 /* ---- encodings ---- */
@@ -152,16 +147,15 @@ is_valid(const char *text, Size length, int encoding, qwen_wire_error *error)
 static char *
 run_conversion(char *text, Size length, int from, int to, Size *result_length, qwen_wire_error *error)
 {
-	Oid			conversion = FindDefaultConversionProc(from, to);
-	Size		size = length * MAX_CONVERSION_GROWTH + 1;
-	char	   *result;
-	int			converted;
+	Oid conversion = FindDefaultConversionProc(from, to);
+	Size size = length * MAX_CONVERSION_GROWTH + 1;
+	char *result;
+	int converted;
 
 	if (!OidIsValid(conversion))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("default conversion function for encoding \"%s\" to \"%s\" does not exist",
-						pg_encoding_to_char(from), pg_encoding_to_char(to))));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+						errmsg("default conversion function for encoding \"%s\" to \"%s\" does not exist",
+							   pg_encoding_to_char(from), pg_encoding_to_char(to))));
 	if (size > MaxAllocSize)
 	{
 		qwen_set_error(error, ERRCODE_PROGRAM_LIMIT_EXCEEDED, "text of %zu bytes is too long to be converted", length);
@@ -185,12 +179,13 @@ run_conversion(char *text, Size length, int from, int to, Size *result_length, q
 static void
 set_untranslatable(qwen_wire_error *error, const char *text, Size length, int from, int to)
 {
-	int			n = Min(pg_encoding_mblen(from, text), length);
-	char		bytes[8 * 5 + 1] = "";
+	int n = Min(pg_encoding_mblen(from, text), length);
+	char bytes[8 * 5 + 1] = "";
 
 	for (int i = 0; i < Min(n, 8); i++)
-		sprintf(bytes + 5 * i, "%s0x%02x", i > 0 ? " " : "", (unsigned char) text[i]);
+		snprintf(bytes + strlen(bytes), sizeof(bytes) - strlen(bytes), "%s0x%02x", i > 0 ? " " : "",
+				 (unsigned char) text[i]);
 	qwen_set_error(error, ERRCODE_UNTRANSLATABLE_CHARACTER,
-				   "character with byte sequence %s in encoding \"%s\" has no equivalent in encoding \"%s\"",
-				   bytes, pg_encoding_to_char(from), pg_encoding_to_char(to));
+				   "character with byte sequence %s in encoding \"%s\" has no equivalent in encoding \"%s\"", bytes,
+				   pg_encoding_to_char(from), pg_encoding_to_char(to));
 }

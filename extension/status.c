@@ -74,9 +74,9 @@ PG_FUNCTION_INFO_V1(qwen_requests);
 Datum
 qwen_status(PG_FUNCTION_ARGS)
 {
-	TupleDesc	descriptor;
-	Datum		columns[STATUS_COLUMNS] = {0};
-	bool		nulls[STATUS_COLUMNS];
+	TupleDesc descriptor;
+	Datum columns[STATUS_COLUMNS] = {0};
+	bool nulls[STATUS_COLUMNS];
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != STATUS_COLUMNS)
 		elog(ERROR, "qwen_status must return its row");
@@ -84,7 +84,7 @@ qwen_status(PG_FUNCTION_ARGS)
 	memset(nulls, true, sizeof(nulls));
 	if (qwen_is_preloaded())
 	{
-		QwenStatus	status;
+		QwenStatus status;
 
 		qwen_get_status(&status);
 		set_text(columns, nulls, STATUS_STATE, state_name(&status));
@@ -132,9 +132,9 @@ describe_engine(const QwenStatus *status, Datum *columns, bool *nulls)
 		TimestampTz now = GetCurrentTimestamp();
 
 		set_datum(columns, nulls, STATUS_ENGINE_PID, Int32GetDatum(status->engine_pid));
-		set_datum(columns, nulls, STATUS_UPTIME,
-				  DirectFunctionCall2(timestamp_mi, TimestampTzGetDatum(now),
-									  TimestampTzGetDatum(status->engine_start)));
+		set_datum(
+			columns, nulls, STATUS_UPTIME,
+			DirectFunctionCall2(timestamp_mi, TimestampTzGetDatum(now), TimestampTzGetDatum(status->engine_start)));
 	}
 	if (engine->phase == QWEN_ENGINE_READY)
 	{
@@ -190,9 +190,9 @@ Datum
 qwen_requests(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsi = (ReturnSetInfo *) fcinfo->resultinfo;
-	bool		sees_all = has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+	bool sees_all = has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
 	QwenRequestInfo *requests;
-	int			n;
+	int n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	n = qwen_list_requests(&requests);
@@ -205,8 +205,8 @@ qwen_requests(PG_FUNCTION_ARGS)
 static void
 put_request(ReturnSetInfo *rsi, const QwenRequestInfo *request)
 {
-	Datum		columns[REQUESTS_COLUMNS];
-	bool		nulls[REQUESTS_COLUMNS] = {false};
+	Datum columns[REQUESTS_COLUMNS];
+	bool nulls[REQUESTS_COLUMNS] = {false};
 
 	columns[REQUESTS_PID] = Int32GetDatum(request->pid);
 	columns[REQUESTS_USERID] = ObjectIdGetDatum(request->userid);

@@ -26,10 +26,10 @@
 
 typedef struct Stream
 {
-	QwenCall   *call;			/* NULL: the end has been reached */
+	QwenCall *call; /* NULL: the end has been reached */
 	QwenOnError on_error;
-	int			seq;			/* rows returned so far */
-	bool		failed;			/* before the request was submitted */
+	int seq;     /* rows returned so far */
+	bool failed; /* before the request was submitted */
 	qwen_wire_error error;
 	ExprContext *econtext;
 } Stream;
@@ -47,14 +47,14 @@ Datum
 qwen_stream(PG_FUNCTION_ARGS)
 {
 	FuncCallContext *funcctx;
-	Stream	   *stream;
-	text	   *piece;
-	bool		done;
+	Stream *stream;
+	text *piece;
+	bool done;
 
 	if (SRF_IS_FIRSTCALL())
 	{
 		MemoryContext old;
-		TupleDesc	descriptor;
+		TupleDesc descriptor;
 
 		funcctx = SRF_FIRSTCALL_INIT();
 		old = MemoryContextSwitchTo(funcctx->multi_call_memory_ctx);
@@ -80,8 +80,8 @@ static Stream *
 start(FunctionCallInfo fcinfo)
 {
 	ReturnSetInfo *rsi = (ReturnSetInfo *) fcinfo->resultinfo;
-	text	   *prompt = PG_GETARG_TEXT_PP(QWEN_ARG_SUBJECT);
-	Stream	   *stream = palloc0(sizeof(Stream));
+	text *prompt = PG_GETARG_TEXT_PP(QWEN_ARG_SUBJECT);
+	Stream *stream = palloc0(sizeof(Stream));
 	QwenOptions options;
 	StringInfoData request;
 
@@ -105,7 +105,7 @@ start(FunctionCallInfo fcinfo)
 static void
 stop(Datum arg)
 {
-	Stream	   *stream = (Stream *) DatumGetPointer(arg);
+	Stream *stream = (Stream *) DatumGetPointer(arg);
 
 	qwen_call_release(stream->call);
 	stream->call = NULL;
@@ -122,9 +122,9 @@ finish(Stream *stream)
 static text *
 next_piece(FunctionCallInfo fcinfo, Stream *stream, bool *done)
 {
-	QwenReply	reply;
-	char	   *string;
-	Size		length;
+	QwenReply reply;
+	char *string;
+	Size length;
 
 	if (stream->failed)
 		return fail(fcinfo, stream, done);
@@ -164,8 +164,8 @@ fail(FunctionCallInfo fcinfo, Stream *stream, bool *done)
 static Datum
 make_row(FuncCallContext *funcctx, int seq, text *piece, bool done)
 {
-	Datum		columns[3] = {Int32GetDatum(seq), PointerGetDatum(piece), BoolGetDatum(done)};
-	bool		nulls[3] = {false, piece == NULL, false};
+	Datum columns[3] = {Int32GetDatum(seq), PointerGetDatum(piece), BoolGetDatum(done)};
+	bool nulls[3] = {false, piece == NULL, false};
 
 	return HeapTupleGetDatum(heap_form_tuple(funcctx->tuple_desc, columns, nulls));
 }

@@ -29,7 +29,7 @@ PG_FUNCTION_INFO_V1(qwen_detokenize);
 Datum
 qwen_token_count(PG_FUNCTION_ARGS)
 {
-	QwenAnswer	answer;
+	QwenAnswer answer;
 
 	ask_about_text(PG_GETARG_TEXT_PP(0), QWEN_KIND_COUNT, &answer);
 	qwen_answer_free(&answer);
@@ -39,8 +39,8 @@ qwen_token_count(PG_FUNCTION_ARGS)
 Datum
 qwen_tokenize(PG_FUNCTION_ARGS)
 {
-	QwenAnswer	answer;
-	ArrayType  *ids;
+	QwenAnswer answer;
+	ArrayType *ids;
 
 	ask_about_text(PG_GETARG_TEXT_PP(0), QWEN_KIND_TOKENIZE, &answer);
 	ids = array_of_ids(&answer);
@@ -52,10 +52,10 @@ Datum
 qwen_detokenize(PG_FUNCTION_ARGS)
 {
 	StringInfoData request;
-	QwenAnswer	answer;
-	text	   *result;
-	int			n;
-	int32	   *ids = ids_of_array(PG_GETARG_ARRAYTYPE_P(0), &n);
+	QwenAnswer answer;
+	text *result;
+	int n;
+	int32 *ids = ids_of_array(PG_GETARG_ARRAYTYPE_P(0), &n);
 
 	qwen_request_begin_plain(&request, QWEN_KIND_DETOKENIZE);
 	qwen_request_add_bytes(&request, QWEN_FIELD_IDS, ids, n * sizeof(int32));
@@ -93,18 +93,16 @@ ask_or_raise(StringInfo request, QwenAnswer *answer)
 static int32 *
 ids_of_array(ArrayType *array, int *n)
 {
-	Datum	   *elements;
-	bool	   *nulls;
-	int32	   *ids;
+	Datum *elements;
+	bool *nulls;
+	int32 *ids;
 
 	deconstruct_array(array, INT4OID, sizeof(int32), true, TYPALIGN_INT, &elements, &nulls, n);
 	ids = palloc(Max(*n, 1) * sizeof(int32));
 	for (int i = 0; i < *n; i++)
 	{
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("token ids must not be null")));
+			ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("token ids must not be null")));
 		ids[i] = DatumGetInt32(elements[i]);
 	}
 	return ids;
@@ -113,13 +111,13 @@ ids_of_array(ArrayType *array, int *n)
 static ArrayType *
 array_of_ids(const QwenAnswer *answer)
 {
-	int			n = answer->data.len / sizeof(int32);
-	Datum	   *elements = palloc(Max(n, 1) * sizeof(Datum));
-	ArrayType  *array;
+	int n = answer->data.len / sizeof(int32);
+	Datum *elements = palloc(Max(n, 1) * sizeof(Datum));
+	ArrayType *array;
 
 	for (int i = 0; i < n; i++)
 	{
-		int32		id;
+		int32 id;
 
 		memcpy(&id, answer->data.data + i * sizeof(int32), sizeof(int32));
 		elements[i] = Int32GetDatum(id);
