@@ -51,9 +51,9 @@ include $(PGXS)
 # Newer compilers built some servers and left a flag in their configuration that older ones refuse.
 override CFLAGS := $(filter-out -Wmissing-variable-declarations,$(CFLAGS))
 
-# Objects that were built for another server must not be taken for this one's.
+# Objects that were built for another server must not be taken for this one's. COPT: more flags, for tests.
 SERVER_STAMP := build/server
-SERVER := $(shell $(PG_CONFIG) --version) $(includedir_server)
+SERVER := $(strip $(shell $(PG_CONFIG) --version) $(includedir_server) $(COPT))
 ifneq ($(SERVER),$(shell cat $(SERVER_STAMP) 2>/dev/null))
 $(shell mkdir -p build && echo '$(SERVER)' >$(SERVER_STAMP))
 endif

@@ -22,6 +22,18 @@ explain(char *why, size_t why_size, const char *what, cudaError_t error)
 	(void) cudaGetLastError();
 }
 
+/* The runtime calls a missing driver an old one. */
+static void
+explain_none(char *why, size_t why_size, cudaError_t error)
+{
+	int driver = 0;
+
+	if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+		snprintf(why, why_size, "no CUDA devices: no NVIDIA driver is loaded");
+	else
+		explain(why, why_size, "no CUDA devices", error);
+}
+
 static bool
 describe(int index, qwen_cuda_device *device, char *why, size_t why_size)
 {
@@ -68,7 +80,7 @@ qwen_cuda_devices(qwen_cuda_device *devices, int max, char *why, size_t why_size
 		why[0] = '\0';
 	if (error != cudaSuccess)
 	{
-		explain(why, why_size, "no CUDA devices", error);
+		explain_none(why, why_size, error);
 		return 0;
 	}
 	if (visible == 0)

@@ -1,0 +1,258 @@
+"""Runs qwen-engine over the reference's answers in test/data and reports in TAP.
+
+    python3 test/golden.py [--engine ./qwen-engine] [WORD]
+
+With WORD only the checks whose name contains it run. What is compared, and how closely:
+
+logits      ref within 1e-3 standard deviations of the reference's fp32 logits; the threaded sets, which round as the
+            checkpoint's type rounds, within one and a half times the distance that the reference itself shows between
+            that type and fp32.
+greedy      token for token, up to the first place where the reference's own margin is too small to tell: 1e-2 for ref,
+            0.25 for the others.
+refused     architectures that are not supported are refused, and named.
+tokens      text to ids and ids to text, every line.
+chats       conversations rendered by the chat formats, text and ids, every line.
+demo model  the recorded answers of the bundled model.
+"""
+
+import argparse
+import array
+import gzip
+import json
+import lzma
+import math
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+DATA = pathlib.Path(__file__).resolve().parent / "data"
+KERNELS = ("ref", "portable", "avx2", "avx512")
+REFUSED = ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe")
+
+
+class Refused(Exception):
+    """The engine ended with an error; the text is what it said."""
+
+
+class Wrong(Exception):
+    """A check failed; the text says how."""
+
+
+class Skipped(Exception):
+    """A check cannot run on this machine; the text says why."""
+
+
+def read_lines(name):
+    """JSON lines of a file of test/data that may be stored compressed."""
+    for suffix, opener in (("", open), (".gz", gzip.open), (".xz", lzma.open)):
+        path = DATA / (name + suffix)
+        if path.exists():
+            with opener(path, "rt", encoding="utf-8") as f:
+                return [json.loads(line) for line in f]
+    raise Wrong(f"test/data/{name} is missing")
+
+
+def read_tensors(path):
+    """A safetensors file as name -> array; only the types that the golden files use."""
+    blob = path.read_bytes()
+    (size,) = struct.unpack_from("<Q", blob)
+    header = json.loads(blob[8:8 + size])
+    tensors = {}
+    for name, info in header.items():
+        if name != "__metadata__":
+            start, end = info["data_offsets"]
+            tensors[name] = array.array({"F32": "f", "I64": "q"}[info["dtype"]], blob[8 + size + start:8 + size + end])
+    return tensors
+
+
+class Engine:
+    def __init__(self, program, workdir):
+        self.program = str(pathlib.Path(program).resolve())
+        self.workdir = workdir
+
+    def run(self, command, model, lines, *options):
+        stdin = "".join(json.dumps(line) + "\n" for line in lines)
+        done = subprocess.run([self.program, command, "-m", str(model), *options], input=stdin, capture_output=True,
+                              encoding="utf-8")
+        if done.returncode != 0:
+            raise Refused(done.stderr.strip() or f"exit status {done.returncode}")
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        if len(answers) != len(lines):
+            raise Wrong(f"{len(answers)} lines came back for {len(lines)}")
+        return answers
+
+    def logits(self, model, kernels, ids):
+        out = self.workdir / "logits.safetensors"
+        try:
+            self.run("logits", model, [{"ids": ids}], "--kernels", kernels, "-o", str(out))
+        except Refused as e:
+            if "processor lacks" in str(e) or "does not save" in str(e):
+                raise Skipped(str(e).splitlines()[0]) from e
+            raise
+        return read_tensors(out)["logits"]
+
+
+def distance(a, b):
+    """Largest difference of two arrays; NaN counts as infinite."""
+    worst = max(map(lambda x, y: abs(x - y), a, b))
+    return math.inf if math.isnan(sum(a)) else worst
+
+
+def spread(a):
+    mean = math.fsum(a) / len(a)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in a) / len(a))
+
+
+def bounds(kernels, golden, unit):
+    """How far logits may be off, in units of their spread, and how small a margin excuses another token."""
+    if kernels == "ref":
+        return 1e-3, 1e-2
+    stored = golden.get("logits_stored_dtype")
+    noise = distance(stored, golden["logits"]) / unit if stored else 1e-3
+    return 1.5 * noise + 2e-3, 0.25
+
+
+def compare_tokens(got, want, margins, tie):
+    """Where two greedy answers part, which is fine only at a near tie: what follows then is another text."""
+    for i, margin in enumerate(margins):
+        if i >= len(got) or got[i] != want[i]:
+            if margin > tie:
+                raise Wrong(f"token {i} is {got[i] if i < len(got) else 'missing'}, not {want[i]} (margin {margin})")
+            return
+
+
+def check_model(engine, name, kernels):
+    folder = DATA / "golden" / name
+    golden = read_tensors(folder / "golden.safetensors")
+    unit = spread(golden["logits"])
+    bound, tie = bounds(kernels, golden, unit)
+
+    logits = engine.logits(folder, kernels, list(golden["input_ids"]))
+    if len(logits) != len(golden["logits"]):
+        raise Wrong(f"{len(logits)} logits instead of {len(golden['logits'])}")
+    off = distance(logits, golden["logits"]) / unit
+    if not off <= bound:
+        raise Wrong(f"logits are off by {off:.2e} standard deviations, allowed {bound:.2e}")
+
+    runs = json.loads((folder / "golden.json").read_text())["greedy"]
+    requests = [{"ids": run["prompt"], "max_tokens": len(run["output"]), "ignore_eos": True} for run in runs]
+    for run, answer in zip(runs, engine.run("generate", folder, requests, "--kernels", kernels)):
+        if "error" in answer:
+            raise Wrong(answer["error"])
+        compare_tokens(answer["ids"], run["output"], run["margin"], tie)
+    return f"logits within {off:.1e} of {bound:.1e}, {len(runs)} greedy runs"
+
+
+def check_refused(engine, name):
+    folder = DATA / "golden" / name
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    try:
+        engine.run("logits", folder, [{"ids": [1]}], "-o", str(engine.workdir / "logits.safetensors"))
+    except Refused as e:
+        if model_type not in str(e):
+            raise Wrong(f"the message does not name \"{model_type}\": {e}") from e
+        return str(e).splitlines()[0]
+    raise Wrong("it was loaded")
+
+
+def tokenizer(engine, name):
+    """The folder of a tokenizer; stored compressed, it is unpacked into the work folder once."""
+    folder = engine.workdir / name
+    if not folder.exists():
+        folder.mkdir()
+        for path in (DATA / "tokenizers" / name).iterdir():
+            opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+            target = folder / (path.stem if path.suffix in (".gz", ".xz") else path.name)
+            with opener(path, "rb") as source, open(target, "wb") as out:
+                shutil.copyfileobj(source, out)
+    return folder
+
+
+def check_tokens(engine, name):
+    rows = read_lines(f"golden/tokens-{name}.jsonl")
+    folder = tokenizer(engine, name)
+    encoded = engine.run("tokenize", folder, [{"text": row["text"]} for row in rows])
+    decoded = engine.run("detokenize", folder, [{"ids": row["ids"]} for row in rows])
+    for row, ids, text in zip(rows, encoded, decoded):
+        if ids.get("ids") != row["ids"]:
+            raise Wrong(f"{row['text'][:60]!r}: ids {ids}")
+        if text.get("text") != row["decoded"]:
+            raise Wrong(f"{row['ids'][:20]}: text {text}")
+    return f"{len(rows)} texts both ways"
+
+
+def check_chats(engine, name):
+    rows = read_lines(f"golden/chats-{name}.jsonl")
+    answers = engine.run("render", tokenizer(engine, name),
+                         [{key: row[key] for key in ("messages", "tools", "options") if key in row} for row in rows])
+    for row, answer in zip(rows, answers):
+        if "error" in row:
+            if "error" not in answer:
+                raise Wrong(f"{json.dumps(row['messages'])[:100]}: accepted")
+        elif answer.get("text") != row["text"] or answer.get("ids") != row["ids"]:
+            raise Wrong(f"{json.dumps(row['messages'])[:100]}: {json.dumps(answer)[:200]}")
+    return f"{len(rows)} conversations"
+
+
+def check_answers(engine, kernels):
+    folder = DATA / "demo-model"
+    rows = read_lines("demo-model/answers.jsonl")
+    keys = ("prompt", "system", "thinking", "max_tokens")
+    try:
+        answers = engine.run("generate", folder, [{key: row[key] for key in keys if key in row} for row in rows],
+                             "--kernels", kernels)
+    except Refused as e:
+        if "processor lacks" in str(e) or "does not save" in str(e):
+            raise Skipped(str(e).splitlines()[0]) from e
+        raise
+    for row, answer in zip(rows, answers):
+        if answer.get("ids") != row["ids"] and row["margin"] > 0.25:
+            raise Wrong(f"{row['prompt'][:60]!r}: {answer.get('text', answer)!r}, not {row['text']!r}")
+    return f"{len(rows)} answers"
+
+
+def all_checks():
+    for folder in sorted((DATA / "golden").iterdir()):
+        if not folder.is_dir():
+            continue
+        if folder.name in REFUSED:
+            yield f"{folder.name} refused", check_refused, (folder.name,)
+        else:
+            for kernels in KERNELS:
+                yield f"{folder.name} {kernels}", check_model, (folder.name, kernels)
+    for name in ("qwen2.5", "qwen3"):
+        yield f"tokens {name}", check_tokens, (name,)
+        yield f"chats {name}", check_chats, (name,)
+    for kernels in KERNELS:
+        yield f"demo model {kernels}", check_answers, (kernels,)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="compare qwen-engine with the reference")
+    parser.add_argument("--engine", default="./qwen-engine")
+    parser.add_argument("word", nargs="?", default="")
+    args = parser.parse_args()
+    failed = 0
+    number = 0
+    with tempfile.TemporaryDirectory(prefix="qwen-") as workdir:
+        engine = Engine(args.engine, pathlib.Path(workdir))
+        for name, check, arguments in all_checks():
+            if args.word not in name:
+                continue
+            number += 1
+            try:
+                print(f"ok {number} - {name}: {check(engine, *arguments)}", flush=True)
+            except Skipped as e:
+                print(f"ok {number} - {name} # SKIP {e}", flush=True)
+            except (Refused, Wrong) as e:
+                failed += 1
+                print(f"not ok {number} - {name}: {' | '.join(str(e).splitlines())}", flush=True)
+    print(f"1..{number}")
+    sys.exit(1 if failed or not number else 0)
+
+
+if __name__ == "__main__":
+    main()
