@@ -78,6 +78,10 @@ static void release_at_exit(int code, Datum arg);
 
 /* ---- submitting ---- */
 
+/*
+ * The order matters: nothing is taken before the model can answer, and the call is known to the clean-up before it
+ * owns anything.
+ */
 QwenCall *
 qwen_call_submit(const StringInfo request, bool nowait)
 {
@@ -105,6 +109,7 @@ qwen_call_submit(const StringInfo request, bool nowait)
 	return call;
 }
 
+/* A request that could never get its memory is refused now instead of after qwen.queue_timeout. */
 static void
 check_size(const StringInfo request)
 {
@@ -146,6 +151,7 @@ wait_until_ready(void)
 	ConditionVariableCancelSleep();
 }
 
+/* One look at the three facts that decide, consistent with each other. */
 static bool
 is_serving(bool *failed, bool *worker_running)
 {
@@ -159,6 +165,7 @@ is_serving(bool *failed, bool *worker_running)
 	return serving;
 }
 
+/* The engine's own words, because they name the file or the number; our hint follows its hint. */
 static void
 raise_failed(void)
 {
@@ -173,6 +180,7 @@ raise_failed(void)
 							cause->hint[0] != '\0' ? " " : "")));
 }
 
+/* No worker and no model yet look the same to the caller, but need different help. */
 static void
 raise_not_ready(bool worker_running)
 {
@@ -269,6 +277,7 @@ wait_for_room(QwenCall *call, Size size, Room lack)
 	PG_END_TRY();
 }
 
+/* One turn of waiting. The check of the time comes first, so a timeout of 0 fails without sleeping. */
 static void
 sleep_in_line(TimestampTz deadline, Room lack)
 {
@@ -299,6 +308,7 @@ detail_of_lack(Room lack)
 	return errdetail("Other calls have been waiting for a place for longer.");
 }
 
+/* The entry of this process in the list; its latch is what the others know it by. */
 static void
 enter_line(void)
 {
@@ -319,6 +329,7 @@ leave_line(void)
 	qwen_wake_first_waiter();
 }
 
+/* Fills the chunk while the slot is still private, then hands it over in one step. */
 static void
 publish(QwenCall *call, const StringInfo request)
 {
@@ -352,6 +363,7 @@ publish(QwenCall *call, const StringInfo request)
 
 /* ---- receiving ---- */
 
+/* The latch is reset before the slot is looked at again, so a record that comes in between is not slept over. */
 void
 qwen_call_next(QwenCall *call, QwenReply *reply)
 {
@@ -373,6 +385,7 @@ qwen_call_next(QwenCall *call, QwenReply *reply)
 	}
 }
 
+/* Never sleeps: for callers that hold several calls and take what comes first. */
 bool
 qwen_call_ready(QwenCall *call)
 {
@@ -448,6 +461,7 @@ take_replies(QwenCall *call)
 	return call->length > 0;
 }
 
+/* Payload of the DATA records alone: the unit in which a later engine is told what to leave out. */
 static uint64
 data_bytes(const char *records, uint32 length)
 {
@@ -494,6 +508,7 @@ check_worker(void)
 
 /* ---- releasing ---- */
 
+/* Safe in every state, before the first record and after the last. */
 void
 qwen_call_release(QwenCall *call)
 {
@@ -503,6 +518,7 @@ qwen_call_release(QwenCall *call)
 	pfree(call);
 }
 
+/* Once a process, at its first call: a server has many backends that never make one. */
 static void
 register_cleanup(void)
 {
@@ -535,6 +551,7 @@ release_with_owner(ResourceReleasePhase phase, bool is_commit, bool is_top_level
 	}
 }
 
+/* A process that ends in the middle (FATAL) passes no PG_FINALLY, so the line is left here too. */
 static void
 release_at_exit(int code, Datum arg)
 {

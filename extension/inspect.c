@@ -26,6 +26,7 @@ static bool copy_slot(const QwenSlot *slot, QwenRequestInfo *info);
 static const char *state_name(QwenSlotState state);
 static const char *kind_name(uint32 kind);
 
+/* One consistent picture: engine, phase and counters belong to the same moment. */
 void
 qwen_get_status(QwenStatus *status)
 {
@@ -69,6 +70,9 @@ make_valid(char *text)
 			*p = '?';
 }
 
+/*
+ * The control lock is held for the whole list, so no request is seen twice or missed; the slots' locks one by one.
+ */
 int
 qwen_list_requests(QwenRequestInfo **out)
 {
@@ -107,6 +111,7 @@ copy_slot(const QwenSlot *slot, QwenRequestInfo *info)
 	return true;
 }
 
+/* CANCELLED is shown as long as the engine has not been told; FREE and RESERVED are never shown. */
 static const char *
 state_name(QwenSlotState state)
 {
@@ -123,6 +128,7 @@ state_name(QwenSlotState state)
 	}
 }
 
+/* The kind came from a request header and was checked by nobody yet. */
 static const char *
 kind_name(uint32 kind)
 {
@@ -145,6 +151,9 @@ kind_name(uint32 kind)
 	}
 }
 
+/*
+ * Waits until the worker has taken the order, so that the next call of this session already waits for the new engine.
+ */
 void
 qwen_request_reload(void)
 {
@@ -182,6 +191,10 @@ qwen_request_reload(void)
 						errhint("It reads the settings when it starts; the server log says why it does not.")));
 }
 
+/*
+ * The SQLSTATE is the engine's, which knows whether row or system is to blame; one that is none becomes an internal
+ * error.
+ */
 void
 qwen_raise(const qwen_wire_error *error)
 {

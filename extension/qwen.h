@@ -6,8 +6,10 @@
  *	  settings.c	GUCs
  *	  shared.c		the shared memory: request slots, queue, payload arena
  *	  client.c		a backend's calls: submit, receive, release
- *	  worker.c		the background worker: main loop over the slots
- *	  supervisor.c	the engine process: start, frames, death, restart
+ *	  inspect.c		copies of the shared state, orders to the worker, errors
+ *	  worker.c		the background worker: its main loop
+ *	  supervisor.c	the engine process: start, watch, end, restart
+ *	  relay.c		frames between the slots and the engine's socket
  *	  options.c		named arguments and options jsonb -> request
  *	  generate.c, chat.c, stream.c, tokens.c, status.c, admin.c
  *					SQL functions
@@ -98,7 +100,7 @@ typedef struct QwenReply
  * not wait for more, or two such callers could wait for each other.
  *
  * The call belongs to CurrentResourceOwner: if that is released first (error, ROLLBACK, cursor closed), the request is
- * cancelled and the slot given back.
+ * cancelled, the slot given back and the call freed.
  */
 extern QwenCall *qwen_call_submit(const StringInfo request, bool nowait);
 
@@ -137,7 +139,7 @@ typedef struct QwenRequestInfo
 	int pid;
 	Oid userid;
 	Oid databaseid;
-	const char *state; /* "queued", "running", "done" */
+	const char *state; /* "queued", "running", "done", "cancelled" */
 	const char *kind;  /* "generate", ... */
 	int priority;
 	int32 prompt_tokens;

@@ -85,6 +85,9 @@ static bool is_orphan(const QwenSlot *slot);
 
 /* ---- to the engine ---- */
 
+/*
+ * Priorities: first finish what has begun (frames cannot be interleaved), then short frames, then the next request.
+ */
 bool
 qwen_relay_send(void)
 {
@@ -147,6 +150,7 @@ send_request(void)
 	return true;
 }
 
+/* Only whole buffers are refilled, so a frame is never split by another. */
 static bool
 send_control(void)
 {
@@ -266,6 +270,7 @@ take_request(void)
 	return true;
 }
 
+/* Not sent from here: a request may be half-way through the socket. */
 void
 qwen_relay_shutdown(void)
 {
@@ -274,6 +279,7 @@ qwen_relay_shutdown(void)
 
 /* ---- from the engine ---- */
 
+/* Until the socket is empty, within reason; the wait set reports the rest at once. */
 void
 qwen_relay_receive(void)
 {
@@ -323,6 +329,7 @@ parse_inbox(void)
 	return true;
 }
 
+/* Frames about the engine go to the supervisor, all others name a slot. */
 static bool
 handle_frame(const qwen_frame *frame, const char *payload)
 {
@@ -348,6 +355,7 @@ handle_frame(const qwen_frame *frame, const char *payload)
 	}
 }
 
+/* For qwen_requests only; nobody is woken. */
 static bool
 handle_progress(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 {
@@ -361,6 +369,7 @@ handle_progress(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 	return true;
 }
 
+/* More than the window, or an answer before the question has been sent completely, is impossible. */
 static bool
 handle_data(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 {
@@ -384,6 +393,7 @@ handle_data(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 	return fits;
 }
 
+/* DONE and ERROR: the request has left the engine and the running list. */
 static bool
 handle_last(QwenSlot *slot, const qwen_frame *frame, const char *payload)
 {
@@ -466,6 +476,7 @@ fail_request(QwenSlot *slot, const char *sqlstate, const char *message, const ch
 
 /* ---- when the engine is gone ---- */
 
+/* Whatever of the old engine is still in the buffers must not reach the next one. */
 void
 qwen_relay_engine_gone(bool died, bool replaced)
 {
@@ -517,6 +528,7 @@ take_back(QwenSlot *slot, bool died, bool replaced)
 	}
 }
 
+/* Those who wait should learn it now; who comes later is told before being queued. */
 void
 qwen_relay_fail_queue(const qwen_wire_error *error)
 {
@@ -532,6 +544,7 @@ qwen_relay_fail_queue(const qwen_wire_error *error)
 
 /* ---- when an owner is gone ---- */
 
+/* The third net below resource owner and exit callback. Nothing is known that gets this far. */
 void
 qwen_relay_drop_orphans(void)
 {

@@ -49,6 +49,7 @@ static void make_slots(void);
 static void make_arena(void);
 static Size measure_arena(dsa_area *area);
 
+/* Only the postmaster's start makes the memory, and every process inherits the view of it. */
 bool
 qwen_is_preloaded(void)
 {
@@ -64,6 +65,7 @@ qwen_check_preloaded(void)
 						errhint("Add qwen to shared_preload_libraries and restart the server.")));
 }
 
+/* The hooks of others are kept and called first, each kind from its own kind. */
 void
 qwen_request_shared_memory(void)
 {
@@ -73,6 +75,10 @@ qwen_request_shared_memory(void)
 	shmem_startup_hook = start_shared_memory;
 }
 
+/*
+ * The one place where memory and locks may be asked for.  One lock for the lists, one for each reply buffer: a
+ * backend that takes its reply must not wait for another's.
+ */
 static void
 request_shared_memory(void)
 {
@@ -112,12 +118,14 @@ start_shared_memory(void)
 	LWLockRelease(AddinShmemInitLock);
 }
 
+/* Never less than the arena needs for its own bookkeeping. */
 static Size
 arena_size(void)
 {
 	return MAXALIGN(Max(mul_size(qwen_queue_memory, 1024), dsa_minimum_size()));
 }
 
+/* Overflow is an error here rather than a small segment: the factors are settings. */
 static Size
 shared_size(void)
 {
@@ -141,6 +149,9 @@ set_places(char *base)
 	arena_place = base;
 }
 
+/*
+ * Everything free and nothing running: also what a crash of the server leaves, because that makes the memory anew.
+ */
 static void
 make_slots(void)
 {
@@ -219,24 +230,28 @@ qwen_arena(void)
 	return arena;
 }
 
+/* The lock of the lists and of what is said about engine and worker. */
 LWLock *
 qwen_control_lock(void)
 {
 	return &locks[0].lock;
 }
 
+/* The lock of one slot's reply. The tranche pads its locks, so neighbours do not share a cache line. */
 LWLock *
 qwen_slot_lock(const QwenSlot *slot)
 {
 	return &locks[1 + (slot - qwen_slots)].lock;
 }
 
+/* {generation, slot}, as the wire wants it. Constant while the request is QUEUED, RUNNING or DONE. */
 uint64
 qwen_slot_id(const QwenSlot *slot)
 {
 	return (uint64) slot->generation << 32 | (uint64) (slot - qwen_slots);
 }
 
+/* The id may come from a broken engine, so the number is checked; the generation is compared by the caller. */
 QwenSlot *
 qwen_slot_by_id(uint64 id)
 {
@@ -245,24 +260,28 @@ qwen_slot_by_id(uint64 id)
 	return index < (uint32) qwen_max_requests ? &qwen_slots[index] : NULL;
 }
 
+/* Reply buffer first: the place of the request then does not depend on its length. */
 Size
 qwen_chunk_size(Size request_len)
 {
 	return add_size(REPLY_SIZE, request_len);
 }
 
+/* The address is this process's own and is not kept. */
 char *
 qwen_slot_reply(const QwenSlot *slot)
 {
 	return dsa_get_address(qwen_arena(), slot->chunk);
 }
 
+/* Aligned, so the worker may write into the header in place. */
 char *
 qwen_slot_request(const QwenSlot *slot)
 {
 	return qwen_slot_reply(slot) + REPLY_SIZE;
 }
 
+/* State and generation are what both locks guard together: whoever holds one of them may rely on what it reads. */
 void
 qwen_slot_set_state(QwenSlot *slot, QwenSlotState state)
 {
@@ -275,6 +294,9 @@ qwen_slot_set_state(QwenSlot *slot, QwenSlotState state)
 	LWLockRelease(qwen_slot_lock(slot));
 }
 
+/*
+ * A slot is in the list once, however often it asks: the worker looks at its state and finds all there is to do.
+ */
 void
 qwen_slot_ask_service(QwenSlot *slot)
 {
@@ -285,6 +307,7 @@ qwen_slot_ask_service(QwenSlot *slot)
 	dlist_push_tail(&qwen_shared->service, &slot->service_link);
 }
 
+/* Only for slots that are the caller's alone: RESERVED or DONE for a backend, CANCELLED for the worker. */
 void
 qwen_slot_give_back(QwenSlot *slot)
 {
@@ -303,6 +326,10 @@ qwen_slot_give_back(QwenSlot *slot)
 	qwen_wake_first_waiter();
 }
 
+/*
+ * What has reached the engine cannot simply be freed: it may still be on its way through the socket, and the engine
+ * must be told before the slot gets another request.  A reply that is complete (DONE) is dropped unread.
+ */
 void
 qwen_slot_withdraw(QwenSlot *slot)
 {
@@ -330,6 +357,10 @@ qwen_slot_withdraw(QwenSlot *slot)
 		qwen_slot_give_back(slot);
 }
 
+/*
+ * Through the process's number: its latch may be set by anybody at any time, and a process that has taken the place
+ * of one that ended only looks around once more.
+ */
 void
 qwen_wake(int procno)
 {
@@ -337,6 +368,7 @@ qwen_wake(int procno)
 		SetLatch(&GetPGProcByNumber(procno)->procLatch);
 }
 
+/* There may be none for the moment; the next one looks at all lists when it starts. */
 void
 qwen_wake_worker(void)
 {
@@ -348,6 +380,7 @@ qwen_wake_worker(void)
 	qwen_wake(procno);
 }
 
+/* Only the first: the others have to wait for it in any case. */
 void
 qwen_wake_first_waiter(void)
 {

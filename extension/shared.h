@@ -147,6 +147,7 @@ typedef struct QwenShared
 	TimestampTz engine_start;
 	TimestampTz ready_since; /* 0: not ready */
 	int64 restarts;
+	uint32 settings; /* digest of what the engine is started with */
 	char model[MAXPGPATH];
 	char last_error[1024];
 

@@ -30,6 +30,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "utils/timestamp.h"
 
@@ -76,7 +77,7 @@ static struct
 
 static void add_option(EngineCommand *cmd, const char *name, const char *value);
 static void add_number(EngineCommand *cmd, const char *name, int value, int standard);
-static bool same_command(const EngineCommand *a, const EngineCommand *b);
+static bool note_settings(const EngineCommand *cmd);
 static void start_engine(void);
 static void refuse(const char *sqlstate, const char *message, const char *detail, const char *hint);
 static bool spawn(void);
@@ -94,13 +95,13 @@ static void terminate_texts(qwen_engine_state *state);
 
 /* ---- settings ---- */
 
+/* Names as in the program's --help; what has its default is left out, so that `ps` shows what was set. */
 bool
 qwen_engine_read_settings(void)
 {
 	EngineCommand next = {0};
 	MemoryContext old;
 	char share[MAXPGPATH];
-	bool changed;
 
 	next.context = AllocSetContextCreate(TopMemoryContext, "qwen engine command", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(next.context);
@@ -124,11 +125,10 @@ qwen_engine_read_settings(void)
 	add_number(&next, "--threads", qwen_threads, 0);
 	MemoryContextSwitchTo(old);
 
-	changed = !same_command(&next, &command);
 	if (command.context != NULL)
 		MemoryContextDelete(command.context);
 	command = next;
-	return changed;
+	return note_settings(&command);
 }
 
 /* Empty is the same as not given. */
@@ -142,6 +142,7 @@ add_option(EngineCommand *cmd, const char *name, const char *value)
 	cmd->args[cmd->n_args++] = pstrdup(value);
 }
 
+/* The program's own default is not passed on. */
 static void
 add_number(EngineCommand *cmd, const char *name, int value, int standard)
 {
@@ -149,19 +150,29 @@ add_number(EngineCommand *cmd, const char *name, int value, int standard)
 		add_option(cmd, name, psprintf("%d", value));
 }
 
+/*
+ * Notes in shared memory what the next engine is started with, where it outlives this worker; true if that is not what
+ * was noted before.
+ */
 static bool
-same_command(const EngineCommand *a, const EngineCommand *b)
+note_settings(const EngineCommand *cmd)
 {
-	if (a->n_args != b->n_args)
-		return false;
-	for (int i = 0; i < a->n_args; i++)
-		if (strcmp(a->args[i], b->args[i]) != 0)
-			return false;
-	return true;
+	uint32 digest = 0;
+	bool changed;
+
+	for (int i = 0; i < cmd->n_args; i++)
+		digest = hash_combine(digest, hash_bytes((const unsigned char *) cmd->args[i], strlen(cmd->args[i])));
+
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	changed = qwen_shared->settings != digest;
+	qwen_shared->settings = digest;
+	LWLockRelease(qwen_control_lock());
+	return changed;
 }
 
 /* ---- start ---- */
 
+/* A refused model is not tried again until somebody has changed something. */
 void
 qwen_engine_start_if_due(void)
 {
@@ -169,6 +180,9 @@ qwen_engine_start_if_due(void)
 		start_engine();
 }
 
+/*
+ * A missing program is a refusal and not a death: trying again would not bring it, and callers learn it at once.
+ */
 static void
 start_engine(void)
 {
@@ -292,6 +306,7 @@ leave_server(int fd, pid_t worker)
 	write_oom_score();
 }
 
+/* The server's files and sockets are not closed on exec, all of them: versions differ. */
 static void
 close_other_files(void)
 {
@@ -332,6 +347,7 @@ write_oom_score(void)
 	fclose(file);
 }
 
+/* Whatever was known of the one before goes; only the count of deaths and the last error stay. */
 static void
 publish_start(void)
 {
@@ -349,6 +365,7 @@ publish_start(void)
 
 /* ---- watch ---- */
 
+/* Any frame is a sign of life; a state or heartbeat of another size is from another build. */
 bool
 qwen_engine_heard(const qwen_frame *frame, const char *payload)
 {
@@ -434,6 +451,7 @@ terminate_texts(qwen_engine_state *state)
 	state->error.hint[sizeof(state->error.hint) - 1] = '\0';
 }
 
+/* Called after reading, so frames that came while this process was stopped count. */
 void
 qwen_engine_check_heartbeat(void)
 {
@@ -448,6 +466,7 @@ qwen_engine_check_heartbeat(void)
 		qwen_engine_kill("gave no sign of life for qwen.heartbeat_timeout");
 }
 
+/* It gets a moment to end by itself, because only then its exit status tells what happened. */
 void
 qwen_engine_lost(void)
 {
@@ -457,6 +476,7 @@ qwen_engine_lost(void)
 	engine.kill_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), EXIT_GRACE_MS);
 }
 
+/* SIGKILL: what cannot be trusted need not be asked. */
 void
 qwen_engine_kill(const char *why)
 {
@@ -467,18 +487,21 @@ qwen_engine_kill(const char *why)
 	kill(engine.pid, SIGKILL);
 }
 
+/* A lost engine has none: nobody should read or write it any more. */
 int
 qwen_engine_socket(void)
 {
 	return engine.lost ? -1 : engine.fd;
 }
 
+/* Before READY it would have to store them, after SHUTDOWN it would not run them. */
 bool
 qwen_engine_takes_requests(void)
 {
 	return engine.pid != 0 && engine.ready && !engine.stopping && !engine.lost;
 }
 
+/* For the one wait of the worker. */
 long
 qwen_engine_timeout(void)
 {
@@ -495,6 +518,7 @@ qwen_engine_timeout(void)
 		TimestampTzPlusMilliseconds(engine.last_frame, qwen_heartbeat_timeout * INT64CONST(1000) + 1));
 }
 
+/* Running and waiting are as of the last heartbeat. */
 bool
 qwen_engine_describe(char *buffer, Size size)
 {
@@ -525,6 +549,7 @@ qwen_engine_describe(char *buffer, Size size)
 
 /* ---- end ---- */
 
+/* A ready engine is asked to end and goes on with what it has; until it is gone nothing new is sent to it. */
 void
 qwen_engine_replace(void)
 {
@@ -541,6 +566,7 @@ qwen_engine_replace(void)
 	engine.stopping = true;
 }
 
+/* SIGCHLD has set the latch, so the worker asks soon after; the status is kept until the burial. */
 bool
 qwen_engine_has_ended(void)
 {
@@ -549,6 +575,7 @@ qwen_engine_has_ended(void)
 	return engine.ended;
 }
 
+/* The one place where an end is judged: by what the engine had reached and by whether it was told to go. */
 QwenEngineEnd
 qwen_engine_bury(void)
 {
@@ -593,6 +620,7 @@ describe_end(QwenEngineEnd end, char *buffer, Size size)
 		snprintf(buffer, size, "exited with exit code %d", WEXITSTATUS(status));
 }
 
+/* A refusal stays visible with its error; after a death the next one is as good as started. */
 static void
 publish_end(QwenEngineEnd end, const char *how)
 {
@@ -614,12 +642,14 @@ publish_end(QwenEngineEnd end, const char *how)
 	LWLockRelease(qwen_control_lock());
 }
 
+/* Waiting makes sense as long as an engine may come; these two need a person. */
 bool
 qwen_engine_is_hopeless(void)
 {
 	return engine.refused || engine.early_deaths >= HOPELESS_DEATHS;
 }
 
+/* For requests that were taken when there still was hope. */
 void
 qwen_engine_explain(qwen_wire_error *why)
 {
@@ -641,6 +671,7 @@ qwen_engine_explain(qwen_wire_error *why)
 	LWLockRelease(qwen_control_lock());
 }
 
+/* The postmaster waits for this process, so the engine gets half a second; it has nothing to save. */
 void
 qwen_engine_shut_down(void)
 {

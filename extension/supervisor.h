@@ -24,7 +24,7 @@ typedef enum QwenEngineEnd
 	QWEN_END_DIED_EARLY /* before */
 } QwenEngineEnd;
 
-/* Reads the settings that the next engine is started with; true if they differ from the last ones. */
+/* Reads the settings that the next engine is started with; true if they differ from what was read before. */
 extern bool qwen_engine_read_settings(void);
 
 /* Starts an engine if there is none and it is time to. */

@@ -60,6 +60,7 @@ static void wait_for_work(bool blocked);
 static void drop_wait_set(void);
 static void make_wait_set(void);
 
+/* Starts at consistent state, so that standbys answer too; the worker writes nothing. */
 void
 qwen_register_worker(void)
 {
@@ -75,6 +76,10 @@ qwen_register_worker(void)
 	RegisterBackgroundWorker(&worker);
 }
 
+/*
+ * Requests that an earlier worker left RUNNING were lost with its engine and are queued again before anything else;
+ * if the settings have changed since, answers that had begun cannot be continued.
+ */
 void
 qwen_worker_main(Datum arg)
 {
@@ -87,8 +92,8 @@ qwen_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
 	sign_on();
-	qwen_relay_engine_gone(false, false);
-	(void) qwen_engine_read_settings();
+	(void) qwen_arena(); /* now, while no lock is held */
+	qwen_relay_engine_gone(false, qwen_engine_read_settings());
 
 	while (!ShutdownRequestPending)
 	{
@@ -210,6 +215,7 @@ take_order(void)
 	return order;
 }
 
+/* An engine's end is handled before the next one is started, so there is never more than one. */
 static void
 reap(void)
 {
@@ -250,6 +256,7 @@ pump(void)
 	return qwen_relay_send();
 }
 
+/* Only when it changes: pg_stat_activity is read rarely, this runs for every batch of frames. */
 static void
 report(void)
 {
@@ -263,6 +270,7 @@ report(void)
 	pgstat_report_activity(busy ? STATE_RUNNING : STATE_IDLE, text);
 }
 
+/* `blocked`: ask for room in the socket too, which is always there otherwise and would end every wait at once. */
 static void
 wait_for_work(bool blocked)
 {
@@ -287,6 +295,7 @@ drop_wait_set(void)
 	wait_set = NULL;
 }
 
+/* Latch, postmaster, and the engine's socket if there is one. */
 static void
 make_wait_set(void)
 {
