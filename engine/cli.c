@@ -244,12 +244,44 @@ qwen_cli_error_object(const qwen_error *err)
 	return json_pack("{s:s, s:s}", "error", err->message, "code", qwen_sqlstate(err->status));
 }
 
+/*
+ * U+0085, U+2028 and U+2029 end a line for many readers of text, so inside a
+ * line they are written as escapes. Returns the bytes that the one at p takes.
+ */
+static size_t
+line_separator(const char *p, const char **escape)
+{
+	if (!strncmp(p, "\xc2\x85", 2))
+		return *escape = "\\u0085", 2;
+	if (!strncmp(p, "\xe2\x80\xa8", 3))
+		return *escape = "\\u2028", 3;
+	if (!strncmp(p, "\xe2\x80\xa9", 3))
+		return *escape = "\\u2029", 3;
+	return 0;
+}
+
 void
 qwen_cli_print(const json_t *value)
 {
-	json_dumpf(value, stdout, JSON_ENCODE_ANY | JSON_PRESERVE_ORDER);
-	putchar('\n');
+	char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_PRESERVE_ORDER);
+	const char *begin = text, *escape;
+
+	for (const char *p = text; p && *p;)
+	{
+		size_t n = line_separator(p, &escape);
+
+		if (n == 0)
+		{
+			p++;
+			continue;
+		}
+		fwrite(begin, 1, (size_t) (p - begin), stdout);
+		fputs(escape, stdout);
+		begin = p += n;
+	}
+	puts(text ? begin : "{\"error\": \"out of memory\", \"code\": \"53200\"}");
 	fflush(stdout);
+	free(text);
 }
 
 /* One line: parse, work, print. */
