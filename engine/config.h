@@ -3,8 +3,8 @@
  *	  What config.json and generation_config.json of a checkpoint say.
  *
  * Every value comes from the files; the defaults of the reference's
- * configuration classes apply when a key is absent.  Keys that change the
- * mathematics and are not implemented are refused by name.
+ * configuration classes apply when a key is absent.  Keys that would change
+ * the mathematics in a way that is not supported are refused by name.
  */
 #ifndef QWEN_CONFIG_H
 #define QWEN_CONFIG_H

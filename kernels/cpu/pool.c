@@ -2,20 +2,22 @@
  * pool.c
  *	  The threads that one device's operations share.
  *
- * One run at a time.  The caller publishes the job and raises `generation`;
- * every worker joins, takes pieces from `next` until there are none, and
- * leaves by lowering `active`; the caller takes pieces too and then waits for
- * `active` to reach 0.  Nobody may touch the job after that, so the next run
- * can overwrite it.
+ * One run at a time.  A single word, `state`, holds the number of the job and
+ * how many workers are inside it; odd numbers are open jobs:
  *
- *	  caller	job, next = 0, active = workers, generation++ ... active == 0
- *	  worker	generation != seen -> pieces -> active--
+ *	  caller	job, next = 0, number + 1 (open) .. pieces .. number + 1 (closed) .. wait for 0 inside
+ *	  worker	open and not seen: inside + 1 .. pieces .. inside - 1
+ *
+ * A worker enters by compare-and-swap, so it can only get into a job that is
+ * open at that moment, and the job's fields stay as they are until the last
+ * one has left.  Nobody waits for a worker that has not come: when the
+ * machine is busy with something else, the caller does the pieces alone.
  *
  * Both sides wait by spinning for about the time between two operations of a
  * forward pass and then sleep on a futex: within a pass there is no system
  * call, and an idle engine burns nothing.  `sleepers` and `waiting` say
  * whether a wake-up is needed.  They are changed before the futex compares
- * its word and read after that word was changed (all sequentially
+ * the state and read after the state was changed (all sequentially
  * consistent), so no wake-up is lost.
  *
  * Workers block all signals: those belong to the program's own threads.
@@ -38,23 +40,27 @@
 #define STACK_BYTES ((size_t) 1 << 20)
 #define MAX_THREADS 1024
 
+/* state = number << INSIDE_BITS | workers inside.  The number may wrap: a job that a worker takes for seen is done by others. */
+#define INSIDE_BITS 12
+#define INSIDE_MASK ((1u << INSIDE_BITS) - 1)
+#define NEXT_NUMBER (1u << INSIDE_BITS)
+
 struct qwen_pool
 {
 	int n_workers;
 	pthread_t *threads; /* [n_workers] */
 
-	/* the job: written by the caller while active == 0, read by workers after they saw the generation */
+	/* the job: written by the caller while it is closed and nobody is inside */
 	qwen_pool_fn fn;
 	void *arg;
 	int64_t n;
 	int64_t grain;
-	bool stop;
 
-	_Alignas(64) atomic_uint generation; /* number of the job; workers sleep on it */
-	atomic_uint sleepers;                /* workers that sleep or are about to */
-	_Alignas(64) atomic_uint active;     /* workers still in the job; the caller sleeps on it */
-	atomic_uint waiting;                 /* the caller sleeps or is about to */
-	_Alignas(64) _Atomic int64_t next;   /* first item not handed out */
+	_Alignas(64) atomic_uint state;    /* both sides sleep on it */
+	atomic_uint sleepers;              /* workers that sleep or are about to */
+	atomic_uint waiting;               /* the caller sleeps or is about to */
+	atomic_bool stop;                  /* workers are to end */
+	_Alignas(64) _Atomic int64_t next; /* first item not handed out */
 };
 
 static inline void
@@ -84,21 +90,34 @@ take_pieces(qwen_pool *pool)
 		pool->fn(pool->arg, begin, begin + pool->grain < pool->n ? begin + pool->grain : pool->n);
 }
 
-/* Returns the new generation once it differs from seen. */
+static bool
+is_open(unsigned state)
+{
+	return state >> INSIDE_BITS & 1;
+}
+
+/* Whether a worker that was last in job `seen` has something to do. */
+static bool
+wanted(qwen_pool *pool, unsigned state, unsigned seen)
+{
+	return atomic_load(&pool->stop) || (is_open(state) && state >> INSIDE_BITS != seen);
+}
+
+/* Returns the state in which there is something to do. */
 static unsigned
 wait_for_job(qwen_pool *pool, unsigned seen)
 {
-	unsigned now;
+	unsigned now = atomic_load(&pool->state);
 
-	for (int i = 0; i < SPINS; i++)
+	for (int i = 0; i < SPINS; i++, now = atomic_load(&pool->state))
 	{
-		if ((now = atomic_load(&pool->generation)) != seen)
+		if (wanted(pool, now, seen))
 			return now;
 		cpu_pause();
 	}
 	atomic_fetch_add(&pool->sleepers, 1);
-	while ((now = atomic_load(&pool->generation)) == seen)
-		futex_wait(&pool->generation, seen);
+	while (!wanted(pool, now = atomic_load(&pool->state), seen))
+		futex_wait(&pool->state, now);
 	atomic_fetch_sub(&pool->sleepers, 1);
 	return now;
 }
@@ -111,37 +130,41 @@ worker_main(void *arg)
 
 	for (;;)
 	{
-		seen = wait_for_job(pool, seen);
-		if (pool->stop)
+		unsigned now = wait_for_job(pool, seen);
+
+		if (atomic_load(&pool->stop))
 			return NULL;
+		if (!atomic_compare_exchange_strong(&pool->state, &now, now + 1))
+			continue;
+		seen = now >> INSIDE_BITS;
 		take_pieces(pool);
-		if (atomic_fetch_sub(&pool->active, 1) == 1 && atomic_load(&pool->waiting))
-			futex_wake(&pool->active, 1);
+		if ((atomic_fetch_sub(&pool->state, 1) & INSIDE_MASK) == 1 && atomic_load(&pool->waiting))
+			futex_wake(&pool->state, INT_MAX);
 	}
 }
 
 static void
-publish_job(qwen_pool *pool)
+wake_sleepers(qwen_pool *pool)
 {
-	atomic_fetch_add(&pool->generation, 1);
 	if (atomic_load(&pool->sleepers))
-		futex_wake(&pool->generation, INT_MAX);
+		futex_wake(&pool->state, INT_MAX);
 }
 
+/* Waits until no worker is inside; the job is closed. */
 static void
 wait_for_workers(qwen_pool *pool)
 {
-	unsigned left;
+	unsigned now;
 
 	for (int i = 0; i < SPINS; i++)
 	{
-		if (atomic_load(&pool->active) == 0)
+		if ((atomic_load(&pool->state) & INSIDE_MASK) == 0)
 			return;
 		cpu_pause();
 	}
 	atomic_store(&pool->waiting, 1);
-	while ((left = atomic_load(&pool->active)) != 0)
-		futex_wait(&pool->active, left);
+	while (((now = atomic_load(&pool->state)) & INSIDE_MASK) != 0)
+		futex_wait(&pool->state, now);
 	atomic_store(&pool->waiting, 0);
 }
 
@@ -160,9 +183,10 @@ qwen_pool_run(qwen_pool *pool, int64_t n, int64_t grain, qwen_pool_fn fn, void *
 	pool->n = n;
 	pool->grain = grain;
 	atomic_store(&pool->next, 0);
-	atomic_store(&pool->active, (unsigned) pool->n_workers);
-	publish_job(pool);
+	atomic_fetch_add(&pool->state, NEXT_NUMBER); /* opens the job */
+	wake_sleepers(pool);
 	take_pieces(pool);
+	atomic_fetch_add(&pool->state, NEXT_NUMBER); /* closes it */
 	wait_for_workers(pool);
 }
 
@@ -213,8 +237,10 @@ qwen_pool_free(qwen_pool *pool)
 {
 	if (!pool)
 		return;
-	pool->stop = true;
-	publish_job(pool);
+	atomic_store(&pool->stop, true);
+	atomic_fetch_add(&pool->state,
+					 2 * NEXT_NUMBER); /* another state, still closed: nobody falls asleep on the old one */
+	futex_wake(&pool->state, INT_MAX);
 	for (int i = 0; i < pool->n_workers; i++)
 		pthread_join(pool->threads[i], NULL);
 	free(pool->threads);
