@@ -14,37 +14,37 @@ typedef struct qwen_model qwen_model;
 
 typedef struct qwen_model_options
 {
-	const char *path;			/* model folder */
-	const char *device_map;		/* "auto" or "cpu" in this version */
-	const char *kernels;		/* "auto", "ref", ... */
-	const char *dtype;			/* "auto", "bfloat16", "float16", "float32" */
-	int			threads;		/* 0 = auto */
-	int			max_model_len;	/* 0 = the configuration's max_position_embeddings (or what memory allows: never silently less) */
-	int			max_sequences;	/* rows of logits and sequences in one step */
-	int			step_tokens;	/* most tokens of one forward call */
-	size_t		kv_memory;		/* bytes for the KV cache, 0 = auto */
+	const char *path;       /* model folder */
+	const char *device_map; /* "auto" or "cpu" in this version */
+	const char *kernels;    /* "auto", "ref", ... */
+	const char *dtype;      /* "auto", "bfloat16", "float16", "float32" */
+	int threads;            /* 0 = auto */
+	int max_model_len; /* 0 = the configuration's max_position_embeddings (or what memory allows: never silently less) */
+	int max_sequences; /* rows of logits and sequences in one step */
+	int step_tokens;   /* most tokens of one forward call */
+	size_t kv_memory;  /* bytes for the KV cache, 0 = auto */
 } qwen_model_options;
 
 /* Called while loading, from the loading thread. */
-typedef void (*qwen_progress_fn) (void *arg, uint64_t done_bytes, uint64_t total_bytes);
+typedef void (*qwen_progress_fn)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 
 /*
  * Loads a model; everything that the forward pass will ever need is allocated here, and what does not fit is refused
  * with both numbers.  *out is owned by the caller.
  */
-qwen_status qwen_model_open(const qwen_model_options *options, qwen_progress_fn progress, void *arg,
-							qwen_model **out, qwen_error *err);
-void		qwen_model_close(qwen_model *model);
+qwen_status qwen_model_open(const qwen_model_options *options, qwen_progress_fn progress, void *arg, qwen_model **out,
+							qwen_error *err);
+void qwen_model_close(qwen_model *model);
 
 const qwen_config *qwen_model_config(const qwen_model *model);
 const qwen_device *qwen_model_device(const qwen_model *model);
-int			qwen_model_max_len(const qwen_model *model);	/* tokens of one sequence */
-int			qwen_model_kv_blocks(const qwen_model *model);	/* blocks of QWEN_KV_BLOCK tokens in the cache */
-uint64_t	qwen_model_kv_token_bytes(const qwen_model *model);	/* of the cache, all layers */
-int			qwen_model_step_tokens(const qwen_model *model);
-int			qwen_model_max_sequences(const qwen_model *model);
-uint64_t	qwen_model_weight_bytes(const qwen_model *model);
-const char *qwen_model_dtype(const qwen_model *model);	/* of the stored matrices, e.g. "bfloat16" */
+int qwen_model_max_len(const qwen_model *model);             /* tokens of one sequence */
+int qwen_model_kv_blocks(const qwen_model *model);           /* blocks of QWEN_KV_BLOCK tokens in the cache */
+uint64_t qwen_model_kv_token_bytes(const qwen_model *model); /* of the cache, all layers */
+int qwen_model_step_tokens(const qwen_model *model);
+int qwen_model_max_sequences(const qwen_model *model);
+uint64_t qwen_model_weight_bytes(const qwen_model *model);
+const char *qwen_model_dtype(const qwen_model *model); /* of the stored matrices, e.g. "bfloat16" */
 
 /*
  * Runs one step.  Ids, positions and block numbers are checked by the caller (scheduler); at most step_tokens tokens and

@@ -36,122 +36,122 @@ typedef enum qwen_dtype
 
 /* Bounds that attention kernels size their tiles by; configurations beyond them are refused. */
 #define QWEN_MAX_HEAD_DIM 512
-#define QWEN_MAX_GROUP 64		/* query heads that share one kv head */
+#define QWEN_MAX_GROUP 64 /* query heads that share one kv head */
 
 /* A weight matrix W[n, k] as the device keeps it; `data` may be packed in the device's own layout. */
 typedef struct qwen_matrix
 {
-	qwen_dtype	dtype;			/* of the stored elements */
-	int64_t		n;				/* output features, rows */
-	int64_t		k;				/* input features, columns */
-	void	   *data;			/* device memory */
-	size_t		bytes;
+	qwen_dtype dtype; /* of the stored elements */
+	int64_t n;        /* output features, rows */
+	int64_t k;        /* input features, columns */
+	void *data;       /* device memory */
+	size_t bytes;
 } qwen_matrix;
 
 /* One sequence's part of a batch. Its tokens are the n_tokens rows from first_token on. */
 typedef struct qwen_batch_seq
 {
-	int32_t		first_token;
-	int32_t		n_tokens;
-	int32_t		context;		/* tokens in the cache after this step = position of the last row + 1 */
-	const int32_t *blocks;		/* [ceil(context / QWEN_KV_BLOCK)] block numbers */
+	int32_t first_token;
+	int32_t n_tokens;
+	int32_t context;       /* tokens in the cache after this step = position of the last row + 1 */
+	const int32_t *blocks; /* [ceil(context / QWEN_KV_BLOCK)] block numbers */
 } qwen_batch_seq;
 
 /* A step's work: a flat list of tokens. Host memory, owned by the caller, constant during the step. */
 typedef struct qwen_batch
 {
-	int32_t		n_tokens;
-	const int32_t *tokens;		/* [n_tokens] ids */
-	const int32_t *positions;	/* [n_tokens] */
-	int32_t		n_seqs;
+	int32_t n_tokens;
+	const int32_t *tokens;    /* [n_tokens] ids */
+	const int32_t *positions; /* [n_tokens] */
+	int32_t n_seqs;
 	const qwen_batch_seq *seqs; /* [n_seqs], in order of first_token, covering all tokens */
-	int32_t		n_logits;
-	const int32_t *logit_rows;	/* [n_logits] rows of the batch whose logits are wanted, ascending */
+	int32_t n_logits;
+	const int32_t *logit_rows; /* [n_logits] rows of the batch whose logits are wanted, ascending */
 } qwen_batch;
 
 /* The heads of an attention layer. */
 typedef struct qwen_heads
 {
-	int32_t		n_q;			/* query heads */
-	int32_t		n_kv;			/* key/value heads; query head j reads kv head j / (n_q / n_kv) */
-	int32_t		dim;			/* elements of a head */
-	int32_t		rotary;			/* leading elements of a head that RoPE turns, even, <= dim */
-	float		eps;			/* of the q/k norms */
+	int32_t n_q;    /* query heads */
+	int32_t n_kv;   /* key/value heads; query head j reads kv head j / (n_q / n_kv) */
+	int32_t dim;    /* elements of a head */
+	int32_t rotary; /* leading elements of a head that RoPE turns, even, <= dim */
+	float eps;      /* of the q/k norms */
 } qwen_heads;
 
 /* One layer's cache: [n_blocks][n_kv][QWEN_KV_BLOCK][dim] each for keys and values. */
 typedef struct qwen_kv_layer
 {
-	qwen_dtype	dtype;			/* as kv_dtype of the device said */
-	void	   *k;
-	void	   *v;
-	int64_t		n_blocks;
+	qwen_dtype dtype; /* as kv_dtype of the device said */
+	void *k;
+	void *v;
+	int64_t n_blocks;
 } qwen_kv_layer;
 
 typedef struct qwen_device qwen_device;
 
 typedef struct qwen_ops
 {
-	const char *name;			/* "ref", "portable", "avx2", ... */
+	const char *name; /* "ref", "portable", "avx2", ... */
 
 	/* ---- memory: bytes of device memory, zeroed; NULL when there is none ---- */
-	void	   *(*alloc) (qwen_device *dev, size_t bytes);
-	void		(*free) (qwen_device *dev, void *p, size_t bytes);
-	bool		(*upload) (qwen_device *dev, void *d_dst, const void *src, size_t bytes);
-	bool		(*download) (qwen_device *dev, void *dst, const void *d_src, size_t bytes);
-	bool		(*synchronize) (qwen_device *dev);	/* false: the device has failed for good */
+	void *(*alloc)(qwen_device *dev, size_t bytes);
+	void (*free)(qwen_device *dev, void *p, size_t bytes);
+	bool (*upload)(qwen_device *dev, void *d_dst, const void *src, size_t bytes);
+	bool (*download)(qwen_device *dev, void *dst, const void *d_src, size_t bytes);
+	bool (*synchronize)(qwen_device *dev); /* false: the device has failed for good */
 
 	/* ---- weights ---- */
 	/* The type in which the device stores a matrix that came as `source`, and the bytes it takes. */
-	qwen_dtype	(*matrix_dtype) (const qwen_device *dev, qwen_dtype source);
-	size_t		(*matrix_bytes) (const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
+	qwen_dtype (*matrix_dtype)(const qwen_device *dev, qwen_dtype source);
+	size_t (*matrix_bytes)(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
 	/*
 	 * Stores rows [row, row + n_rows) of *m from host memory src[n_rows, k] of type source.  False when a value does not
 	 * fit m->dtype (float16 alone can be too narrow) or the device has failed.
 	 */
-	bool		(*matrix_upload) (qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
-								  qwen_dtype source);
+	bool (*matrix_upload)(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
+						  qwen_dtype source);
 	/* Stores a vector (norm weight, bias) of n elements as float: d_dst[n]. */
-	bool		(*vector_upload) (qwen_device *dev, float *d_dst, const void *src, qwen_dtype source, int64_t n);
+	bool (*vector_upload)(qwen_device *dev, float *d_dst, const void *src, qwen_dtype source, int64_t n);
 
 	/* The type in which the device keeps keys and values of a model whose matrices are of type `stored`. */
-	qwen_dtype	(*kv_dtype) (const qwen_device *dev, qwen_dtype stored);
+	qwen_dtype (*kv_dtype)(const qwen_device *dev, qwen_dtype stored);
 
 	/* ---- operations ---- */
 	/* out[t, :] = row ids[t] of E, t < n; ids are checked by the caller. */
-	void		(*embed) (qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
+	void (*embed)(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
 	/* resid[t, :] += delta[t, :] when delta is given; out[t, :] = resid * rsqrt(mean(resid^2) + eps) * w. [n, h] */
-	void		(*add_rmsnorm) (qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w,
-								int32_t n, int64_t h, float eps);
+	void (*add_rmsnorm)(qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w, int32_t n,
+						int64_t h, float eps);
 	/* out[t, n] = W x[t, k] + bias (bias may be NULL), t < rows. */
-	void		(*linear) (qwen_device *dev, void *d_out, const qwen_matrix *w, const float *d_bias, const void *d_x,
-						   int32_t rows);
+	void (*linear)(qwen_device *dev, void *d_out, const qwen_matrix *w, const float *d_bias, const void *d_x,
+				   int32_t rows);
 	/*
 	 * qkv[t, (n_q + 2 n_kv) * dim] in place: RMS norm of each q and k head (when the norm weights are given), RoPE with
 	 * d_rope[max_positions, rotary] = cos (rotary / 2) | sin (rotary / 2) per position, then k and v rows are written to
 	 * their cache cells.
 	 */
-	void		(*qk_rope_store) (qwen_device *dev, void *d_qkv, const float *d_q_norm, const float *d_k_norm,
-								  const float *d_rope, const qwen_heads *heads, const qwen_kv_layer *kv,
-								  const qwen_batch *batch);
+	void (*qk_rope_store)(qwen_device *dev, void *d_qkv, const float *d_q_norm, const float *d_k_norm,
+						  const float *d_rope, const qwen_heads *heads, const qwen_kv_layer *kv,
+						  const qwen_batch *batch);
 	/* out[t, n_q * dim] = softmax(q k^T / sqrt(dim), causal) v, over the cells of the token's own sequence. */
-	void		(*attention) (qwen_device *dev, void *d_out, const void *d_qkv, const qwen_heads *heads,
-							  const qwen_kv_layer *kv, const qwen_batch *batch);
+	void (*attention)(qwen_device *dev, void *d_out, const void *d_qkv, const qwen_heads *heads,
+					  const qwen_kv_layer *kv, const qwen_batch *batch);
 	/* out[t, f] = silu(x[t, 0..f)) * x[t, f..2f) */
-	void		(*swiglu) (qwen_device *dev, void *d_out, const void *d_x, int32_t n, int64_t f);
+	void (*swiglu)(qwen_device *dev, void *d_out, const void *d_x, int32_t n, int64_t f);
 	/* out[i, :] = x[rows[i], :], i < n */
-	void		(*gather) (qwen_device *dev, void *d_out, const void *d_x, const int32_t *rows, int32_t n, int64_t h);
+	void (*gather)(qwen_device *dev, void *d_out, const void *d_x, const int32_t *rows, int32_t n, int64_t h);
 	/* logits[rows, n] as host floats = W x[rows, k]; the last operation of a step, synchronous. */
-	bool		(*logits) (qwen_device *dev, float *out, const qwen_matrix *head, const void *d_x, int32_t rows);
+	bool (*logits)(qwen_device *dev, float *out, const qwen_matrix *head, const void *d_x, int32_t rows);
 } qwen_ops;
 
 struct qwen_device
 {
-	char		name[16];		/* "cpu", "cuda:0" */
+	char name[16]; /* "cpu", "cuda:0" */
 	const qwen_ops *ops;
-	size_t		act_bytes;		/* of one activation element */
-	int			n_threads;
-	void	   *priv;			/* the implementation's own state */
+	size_t act_bytes; /* of one activation element */
+	int n_threads;
+	void *priv; /* the implementation's own state */
 };
 
 /*
@@ -160,16 +160,16 @@ struct qwen_device
  * err holds one sentence fragment.
  */
 qwen_device *qwen_device_open(const char *name, const char *kernels, int n_threads, char *err, size_t errlen);
-void		qwen_device_close(qwen_device *dev);
+void qwen_device_close(qwen_device *dev);
 
 /* The sets compiled into this build, NULL-terminated, best first, and whether this processor can run one. */
 const char *const *qwen_kernel_sets(void);
-bool		qwen_kernel_set_usable(const char *name, char *why, size_t whylen);
+bool qwen_kernel_set_usable(const char *name, char *why, size_t whylen);
 
 /* Cores that this process may use, at least 1. */
-int			qwen_cpu_count(void);
+int qwen_cpu_count(void);
 
-size_t		qwen_dtype_bytes(qwen_dtype dtype);
+size_t qwen_dtype_bytes(qwen_dtype dtype);
 const char *qwen_dtype_name(qwen_dtype dtype);
 
 #endif
