@@ -594,7 +594,10 @@ close_set(void **state)
 	return 0;
 }
 
-/* Stands in the report for all tests of a set that this processor lacks. */
+/*
+ * Stands in the report for all tests of a set that this processor lacks.  Not cmocka's skip(), which writes "not ok" into
+ * TAP.
+ */
 static void
 set_is_not_here(void **state)
 {
@@ -602,7 +605,6 @@ set_is_not_here(void **state)
 
 	assert_false(qwen_kernel_set_usable(*state, why, sizeof(why)));
 	fprintf(stderr, "# SKIPPED: %s\n", why);
-	skip();
 }
 
 static const struct
@@ -651,7 +653,7 @@ main(void)
 		if (!strcmp(*set, "ref"))
 			continue;
 		else if (!qwen_kernel_set_usable(*set, why, sizeof(why)))
-			add_test(&list, *set, "not on this processor", set_is_not_here, false);
+			add_test(&list, *set, "SKIPPED, not on this processor", set_is_not_here, false);
 		else
 			for (size_t i = 0; i < N_SET_TESTS; i++)
 				add_test(&list, *set, set_tests[i].name, set_tests[i].run, true);
