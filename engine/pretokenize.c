@@ -173,30 +173,31 @@ qwen_status
 qwen_splitter_open(const char *pattern, size_t len, qwen_splitter **out, qwen_error *err)
 {
 	pcre2_compile_context *context;
-	int code;
+	pcre2_code *code;
+	int error;
 	PCRE2_SIZE offset;
 
+	*out = NULL;
 	if (len > MAX_PATTERN)
 		return qwen_fail(err, QWEN_UNSUPPORTED, "the tokenizer's split pattern is longer than %d bytes", MAX_PATTERN);
-	*out = calloc(1, sizeof(**out));
 	context = pcre2_compile_context_create(NULL);
-	if (!*out || !context)
+	if (!context)
+		return qwen_fail_memory(err, sizeof(**out));
+	pcre2_set_parens_nest_limit(context, MAX_NESTING);
+	code = pcre2_compile((PCRE2_SPTR) pattern, len, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
+						 context);
+	pcre2_compile_context_free(context);
+	if (!code)
+		return fail_pattern(error, offset, err);
+	*out = malloc(sizeof(**out));
+	if (!*out)
 	{
-		pcre2_compile_context_free(context);
-		free(*out);
+		pcre2_code_free(code);
 		return qwen_fail_memory(err, sizeof(**out));
 	}
-	pcre2_set_parens_nest_limit(context, MAX_NESTING);
-	(*out)->code = pcre2_compile((PCRE2_SPTR) pattern, len, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &code,
-								 &offset, context);
-	pcre2_compile_context_free(context);
-	if (!(*out)->code)
-	{
-		free(*out);
-		return fail_pattern(code, offset, err);
-	}
+	(*out)->code = code;
 	/* Where the machine forbids generated code the pattern is interpreted: slower, with the same answers. */
-	(void) pcre2_jit_compile((*out)->code, PCRE2_JIT_COMPLETE);
+	(void) pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
 	return QWEN_OK;
 }
 
