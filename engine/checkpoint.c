@@ -92,6 +92,7 @@ open_file(const char *dir, const char *name, checkpoint_file *f, qwen_error *err
 	return f->name ? QWEN_OK : qwen_fail_memory(err, strlen(name) + 1);
 }
 
+/* Also of a file that was opened half. */
 static void
 close_file(checkpoint_file *f)
 {
@@ -100,6 +101,7 @@ close_file(checkpoint_file *f)
 	free(f->name);
 }
 
+/* A file whose length contradicts its header. */
 static qwen_status
 fail_length(const checkpoint_file *f, const char *what, qwen_error *err)
 {
@@ -217,6 +219,7 @@ plain_name(const char *name)
 		   strlen(name) <= NAME_MAX;
 }
 
+/* The index of an open file, or -1. */
 static int
 find_file(const qwen_checkpoint *c, const char *name)
 {
@@ -296,6 +299,7 @@ read_index(const char *dir, json_t **out, qwen_error *err)
 	return rc;
 }
 
+/* The index says which files there are; the files say which tensors. */
 static qwen_status
 open_sharded(qwen_checkpoint *c, qwen_error *err)
 {
@@ -320,6 +324,7 @@ open_sharded(qwen_checkpoint *c, qwen_error *err)
 
 /* ---- entry points ---- */
 
+/* One file if there is one, as the reference prefers it, else the index. */
 static qwen_status
 open_files(qwen_checkpoint *c, qwen_error *err)
 {

@@ -66,6 +66,7 @@ typedef struct bench
 
 /* ---- settings ---- */
 
+/* "1,4,8"; false after a message. */
 static bool
 parse_batches(const char *text, bench_settings *set)
 {
@@ -149,6 +150,7 @@ size_model(bench *b, qwen_model_options *options)
 
 /* ---- running ---- */
 
+/* Random ids, the same in every run; what they are does not change the work. */
 static int32_t
 random_id(bench *b)
 {
@@ -217,8 +219,9 @@ ceiling(const bench *b, double rows, double context)
 	double bytes = parameters * scale + rows * context * (double) qwen_model_kv_token_bytes(b->model);
 	double move = b->bandwidth > 0 ? bytes / b->bandwidth : 0;
 	double compute = b->matrix_rate > 0 ? 2 * parameters * rows / b->matrix_rate : 0;
+	double time = move > compute ? move : compute;
 
-	return rows / (move > compute ? move : compute);
+	return time > 0 ? rows / time : 0; /* 0: nothing could be measured */
 }
 
 static double
@@ -275,6 +278,7 @@ run_test(bench *b, const char *name, int n_seqs, int prompt, int generated)
 	return true;
 }
 
+/* All tests in the order of the table; false after an error. */
 static bool
 run_tests(bench *b)
 {
@@ -311,7 +315,8 @@ print_table(const bench *b, const qwen_model_options *options)
 		const bench_row *r = &b->out[i];
 
 		printf("| %-8s | %9d | %6d | %9d | %13.1f | %8.1f ± %4.1f | %10.1f | %3.0f |\n", r->test, r->sequences,
-			   r->prompt, r->generated, r->prefill_rate, r->rate, r->deviation, r->ceiling, 100 * r->rate / r->ceiling);
+			   r->prompt, r->generated, r->prefill_rate, r->rate, r->deviation, r->ceiling,
+			   r->ceiling > 0 ? 100 * r->rate / r->ceiling : 0);
 	}
 }
 

@@ -75,6 +75,7 @@ run_step(logits_command *c, const qwen_ids *ids, int32_t first, int32_t n, FILE 
 	return rc;
 }
 
+/* The whole file, under the name of its unfinished form. */
 static qwen_status
 write_logits(logits_command *c, const qwen_ids *ids, const char *path, qwen_error *err)
 {
@@ -118,6 +119,7 @@ read_ids(const logits_command *c, const json_t *line, qwen_ids *ids, qwen_error 
 	return QWEN_OK;
 }
 
+/* A qwen_cli_line_fn. */
 static json_t *
 run_line(void *arg, const json_t *line, qwen_error *err)
 {

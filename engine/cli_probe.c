@@ -9,6 +9,7 @@
 #include "measure.h"
 #include "memory.h"
 
+/* Every set of this build, and why one cannot be used here. */
 static void
 print_sets(const char *chosen)
 {
@@ -22,6 +23,7 @@ print_sets(const char *chosen)
 	printf("kernels    %-9s not in this build\n", "amx");
 }
 
+/* Measured, not looked up: what this machine gives now, other load included. */
 static void
 print_rates(qwen_device *dev)
 {

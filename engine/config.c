@@ -79,6 +79,7 @@ qwen_arch_name(qwen_arch arch)
 
 /* ---- architecture ---- */
 
+/* Key and name are those that decided; name comes from the file. */
 static qwen_status
 refuse_family(const char *key, const char *name, qwen_error *err)
 {
@@ -102,6 +103,7 @@ first_architecture(const json_t *root)
 	return json_string_value(json_array_get(json_object_get(root, "architectures"), 0));
 }
 
+/* model_type decides, then architectures; a file that has only the second is enough. */
 static qwen_status
 parse_family(const json_t *root, qwen_config *out, qwen_error *err)
 {
@@ -128,6 +130,7 @@ parse_family(const json_t *root, qwen_config *out, qwen_error *err)
 
 /* ---- keys that would change the mathematics ---- */
 
+/* The refusal of a key whose value would change the mathematics. hint may be NULL. */
 static qwen_status
 refuse_key(const char *key, const char *value, const char *hint, qwen_error *err)
 {
@@ -135,6 +138,7 @@ refuse_key(const char *key, const char *value, const char *hint, qwen_error *err
 	return hint ? qwen_fail_hint(err, "%s", hint) : QWEN_UNSUPPORTED;
 }
 
+/* GPTQ, AWQ and FP8 checkpoints hold other tensors under the same names. */
 static qwen_status
 check_quantization(const json_t *root, qwen_error *err)
 {
@@ -201,6 +205,10 @@ check_layer_types(const json_t *types, const qwen_config *out, qwen_error *err)
 	return QWEN_OK;
 }
 
+/*
+ * The reference's rule (qwen-models.md 2.1): an explicit list wins; without it layer i has a window when the flag is set
+ * and i >= max_window_layers.
+ */
 static qwen_status
 check_window(const json_t *root, const qwen_config *out, qwen_error *err)
 {
@@ -220,6 +228,7 @@ check_window(const json_t *root, const qwen_config *out, qwen_error *err)
 	return QWEN_OK;
 }
 
+/* Another activation would give other numbers without any other sign. */
 static qwen_status
 check_activation(const json_t *root, qwen_error *err)
 {
@@ -232,6 +241,7 @@ check_activation(const json_t *root, qwen_error *err)
 	return refuse_key("hidden_act", shown, "Only silu is supported.", err);
 }
 
+/* Everything that is refused by name. Sizes are known already: some refusals depend on the number of layers. */
 static qwen_status
 check_supported(const json_t *root, qwen_config *out, qwen_error *err)
 {
@@ -318,6 +328,7 @@ parse_head_dim(const json_t *root, qwen_config *out, qwen_error *err)
 	return QWEN_OK;
 }
 
+/* Heads, epsilon and biases. */
 static qwen_status
 parse_attention(const json_t *root, qwen_config *out, qwen_error *err)
 {
@@ -350,6 +361,7 @@ parse_dtype(const json_t *root, qwen_config *out)
 
 /* ---- generation ---- */
 
+/* Ids outside the vocabulary mean that file and weights do not belong together. */
 static qwen_status
 add_eos(const json_t *id, const char *file, qwen_config *out, qwen_error *err)
 {
@@ -386,6 +398,7 @@ collect_eos(const json_t *root, const char *file, qwen_config *out, qwen_error *
 	return rc;
 }
 
+/* generation_config.json: more end tokens, and the vendor's advice for sampling. */
 static qwen_status
 parse_generation(const json_t *root, qwen_config *out, qwen_error *err)
 {
@@ -411,6 +424,7 @@ parse_generation(const json_t *root, qwen_config *out, qwen_error *err)
 
 /* ---- entry points ---- */
 
+/* Family first: it decides which defaults and refusals the other keys have. */
 static qwen_status
 parse_model(const json_t *root, qwen_config *out, qwen_error *err)
 {

@@ -73,6 +73,7 @@ qwen_config_load_json(const char *file, const char *text, size_t len, json_t **o
 	return QWEN_OK;
 }
 
+/* A value of the wrong JSON type. */
 static qwen_status
 fail_type(const char *key, const char *wanted, qwen_error *err)
 {

@@ -17,6 +17,7 @@
 
 static const double two_pi = 6.283185307179586476925286766559;
 
+/* value comes from the file. */
 static qwen_status
 refuse_rope(const char *what, const char *value, qwen_error *err)
 {
@@ -55,6 +56,10 @@ parse_attention_factor(const json_t *rope, qwen_config *out, qwen_error *err)
 	return QWEN_OK;
 }
 
+/*
+ * original_max_position_embeddings falls back to max_position_embeddings, as in the reference; factor has no default,
+ * since no value would be right.
+ */
 static qwen_status
 parse_yarn(const json_t *rope, qwen_config *out, qwen_error *err)
 {

@@ -19,6 +19,7 @@
 
 /* ---- opening ---- */
 
+/* One device in this version: the processor. */
 static qwen_status
 open_device(qwen_model *m, const qwen_model_options *options, qwen_error *err)
 {
@@ -34,6 +35,7 @@ open_device(qwen_model *m, const qwen_model_options *options, qwen_error *err)
 	return m->dev ? QWEN_OK : qwen_fail(err, QWEN_INVALID, "%s", why);
 }
 
+/* All layers have the same heads in these families. */
 static void
 set_heads(qwen_model *m)
 {
@@ -54,6 +56,7 @@ allocate(qwen_model *m, void **out, size_t bytes, qwen_error *err)
 	return *out ? QWEN_OK : qwen_fail_memory(err, bytes);
 }
 
+/* Zeroed memory of the cache costs nothing until tokens are stored in it. */
 static qwen_status
 allocate_cache(qwen_model *m, qwen_error *err)
 {
@@ -73,6 +76,7 @@ allocate_cache(qwen_model *m, qwen_error *err)
 	return QWEN_OK;
 }
 
+/* In pieces, so that the host never holds the whole table a second time. */
 static qwen_status
 upload_rope(qwen_model *m, qwen_error *err)
 {
@@ -112,6 +116,7 @@ allocate_buffers(qwen_model *m, qwen_error *err)
 	return allocate_cache(m, err);
 }
 
+/* Plans, then allocates, then reads. */
 static qwen_status
 load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *checkpoint, qwen_progress_fn progress,
 	 void *arg, qwen_error *err)
@@ -128,6 +133,7 @@ load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *ch
 	return rc;
 }
 
+/* The configuration comes first: it is small and refuses most of what cannot work. */
 static qwen_status
 open_model(qwen_model *m, const qwen_model_options *options, qwen_progress_fn progress, void *arg, qwen_error *err)
 {
@@ -171,6 +177,7 @@ qwen_model_open(const qwen_model_options *options, qwen_progress_fn progress, vo
 
 /* ---- closing ---- */
 
+/* Also of a model that was opened half: what is not there is NULL. */
 static void
 free_buffers(qwen_model *m)
 {

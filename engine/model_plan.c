@@ -83,6 +83,7 @@ block_bytes(const qwen_model *m)
 		   qwen_dtype_bytes(qwen_model_kv_dtype(m));
 }
 
+/* Blocks of one sequence of full length. */
 static uint64_t
 sequence_blocks(const qwen_model *m)
 {
@@ -98,6 +99,7 @@ fixed_bytes(const qwen_model *m)
 	return m->weights.bytes + qwen_workspace_layout(m, NULL, NULL) + m->rope_bytes + logits + MARGIN_BYTES;
 }
 
+/* Not even one sequence fits beside the weights. */
 static qwen_status
 refuse_model(const qwen_model *m, uint64_t fixed, uint64_t one, uint64_t available, qwen_error *err)
 {
@@ -111,6 +113,7 @@ refuse_model(const qwen_model *m, uint64_t fixed, uint64_t one, uint64_t availab
 	return qwen_fail_hint(err, "Lower qwen.max_model_len or qwen.max_sequences, or use a smaller model.");
 }
 
+/* qwen.kv_memory contradicts the rest: too small for one sequence, or larger than what is left. */
 static qwen_status
 refuse_cache(const qwen_model *m, uint64_t asked, uint64_t limit, bool small, qwen_error *err)
 {
@@ -139,6 +142,7 @@ automatic_cache(const qwen_model *m, uint64_t one, uint64_t left)
 	return wanted < cap ? wanted : cap;
 }
 
+/* Compares with the memory that the machine has now. */
 static qwen_status
 plan_cache(qwen_model *m, uint64_t asked, qwen_error *err)
 {

@@ -53,6 +53,7 @@ enum
 	SEEN_ALL = 7
 };
 
+/* What is wrong at the place the scanner has reached. */
 static qwen_status
 fail_at(scanner *s, const char *what)
 {
@@ -60,6 +61,7 @@ fail_at(scanner *s, const char *what)
 	return qwen_fail_detail(s->err, "Byte %lld of its header: %s.", (long long) (s->p - s->begin), what);
 }
 
+/* What is wrong with one tensor; its name may hold anything. */
 static qwen_status
 fail_tensor(scanner *s, const qwen_tensor *t, const char *what)
 {
@@ -270,6 +272,7 @@ skip_value(scanner *s, int depth)
 
 /* ---- entries ---- */
 
+/* All types of the format are known here; which of them can be loaded is for the loader to say. */
 static qwen_status
 scan_dtype(scanner *s, qwen_tensor *t)
 {
@@ -309,6 +312,7 @@ scan_numbers(scanner *s, uint64_t *out, int max, int *n)
 	return accept(s, ']') ? QWEN_OK : fail_at(s, "a list does not end");
 }
 
+/* A pair [begin, end) relative to the data area. */
 static qwen_status
 scan_offsets(scanner *s, qwen_tensor *t)
 {
@@ -362,6 +366,7 @@ check_size(scanner *s, const qwen_tensor *t)
 	return QWEN_OK;
 }
 
+/* The description of one tensor. Keys that are not known are skipped, as the reference does. */
 static qwen_status
 scan_entry(scanner *s, qwen_tensor *t)
 {
@@ -432,6 +437,7 @@ scan_member(scanner *s, qwen_tensor_list *list, bool *metadata)
 	return t ? scan_entry(s, t) : qwen_fail_memory(s->err, sizeof(*t));
 }
 
+/* The whole header. Writers pad it with spaces to a multiple of 8. */
 static qwen_status
 scan_header(scanner *s, qwen_tensor_list *list)
 {
@@ -457,6 +463,7 @@ scan_header(scanner *s, qwen_tensor_list *list)
 
 /* ---- checks over all tensors ---- */
 
+/* Empty tensors come before the one that begins at the same byte. */
 static int
 by_offset(const void *a, const void *b)
 {
@@ -473,6 +480,7 @@ by_name(const void *a, const void *b)
 	return strcmp(((const qwen_tensor *) a)->name, ((const qwen_tensor *) b)->name);
 }
 
+/* Every byte of the data area belongs to exactly one tensor: nothing hides between them. */
 static qwen_status
 check_layout(scanner *s, qwen_tensor_list *list, uint64_t data_bytes)
 {
@@ -493,6 +501,7 @@ check_layout(scanner *s, qwen_tensor_list *list, uint64_t data_bytes)
 	return QWEN_OK;
 }
 
+/* Sorts by name for the lookups to come, which also brings equal names together. */
 static qwen_status
 check_names(scanner *s, qwen_tensor_list *list)
 {

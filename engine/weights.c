@@ -59,6 +59,7 @@ qwen_weights_free(qwen_weights *weights, qwen_device *dev)
 
 /* ---- reading ---- */
 
+/* A value that the stored type cannot hold is the user's choice of type; anything else is ours. */
 static qwen_status
 fail_upload(loader *l, const qwen_slot *slot)
 {
@@ -71,6 +72,7 @@ fail_upload(loader *l, const qwen_slot *slot)
 					 l->dev->name);
 }
 
+/* Counts what was read and tells the caller. */
 static void
 advance(loader *l, size_t bytes)
 {
@@ -102,6 +104,7 @@ load_matrix(loader *l, const qwen_slot *slot)
 	return QWEN_OK;
 }
 
+/* Norms and biases: short enough for the buffer, since the configuration bounds them. */
 static qwen_status
 load_vector(loader *l, const qwen_slot *slot)
 {
@@ -116,6 +119,7 @@ load_vector(loader *l, const qwen_slot *slot)
 	return QWEN_OK;
 }
 
+/* Allocates each matrix when its first part comes, and fills it. */
 static qwen_status
 load_slots(loader *l)
 {

@@ -67,6 +67,7 @@ add_slot(qwen_weight_plan *plan, const char *fmt, ...)
 	return slot;
 }
 
+/* layer < 0: the tensor is not part of a layer. */
 static void
 add_matrix(qwen_weight_plan *plan, int layer, const char *name, qwen_matrix *m, int64_t offset, int64_t rows)
 {
@@ -78,6 +79,7 @@ add_matrix(qwen_weight_plan *plan, int layer, const char *name, qwen_matrix *m, 
 	slot->cols = m->k;
 }
 
+/* One of the vectors that together fill `total` elements. */
 static void
 add_vector(qwen_weight_plan *plan, int layer, const char *name, float **vector, int64_t offset, int64_t n,
 		   int64_t total)
@@ -91,6 +93,7 @@ add_vector(qwen_weight_plan *plan, int layer, const char *name, float **vector, 
 	slot->total = total;
 }
 
+/* Biases and head norms differ between the families: qwen-models.md 6.1 and 6.2. */
 static void
 add_attention(qwen_weight_plan *plan, const qwen_config *c, int i, qwen_layer_weights *w)
 {
@@ -120,6 +123,7 @@ add_attention(qwen_weight_plan *plan, const qwen_config *c, int i, qwen_layer_we
 	}
 }
 
+/* gate and up become one matrix: gate in rows [0, f), up in rows [f, 2 f). */
 static void
 add_ffn(qwen_weight_plan *plan, const qwen_config *c, int i, qwen_layer_weights *w)
 {
@@ -134,6 +138,7 @@ add_ffn(qwen_weight_plan *plan, const qwen_config *c, int i, qwen_layer_weights 
 	add_matrix(plan, i, "mlp.down_proj.weight", &w->down, 0, h);
 }
 
+/* The model, in the order of its forward pass. */
 static void
 add_all(qwen_weight_plan *plan, const qwen_config *c, qwen_weights *w)
 {
@@ -162,6 +167,7 @@ typedef struct findings
 
 static void note(findings *f, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* Adds an item; once one did not fit, later ones are only counted. */
 static void
 note(findings *f, const char *fmt, ...)
 {
@@ -198,6 +204,7 @@ slot_by_name(const void *a, const void *b)
 	return strcmp(((const qwen_slot *) a)->name, ((const qwen_slot *) b)->name);
 }
 
+/* The types that a device can take; false for all others. */
 static bool
 source_dtype(const qwen_tensor *t, qwen_dtype *out)
 {
@@ -212,6 +219,7 @@ source_dtype(const qwen_tensor *t, qwen_dtype *out)
 	return true;
 }
 
+/* Shapes are exact: a matrix stored flat or transposed is another one. */
 static bool
 same_shape(const qwen_slot *slot, const qwen_tensor *t)
 {
@@ -240,6 +248,7 @@ typedef struct mismatch
 	findings dtype;
 } mismatch;
 
+/* Finds the slot of one tensor of the checkpoint, and notes what does not fit. */
 static void
 match_tensor(qwen_weight_plan *plan, const qwen_config *config, const qwen_tensor *t, mismatch *bad)
 {
@@ -267,6 +276,7 @@ match_tensor(qwen_weight_plan *plan, const qwen_config *config, const qwen_tenso
 		note(&bad->shape, "%s is [%s], not [%lld]", shown, shape, (long long) slot->rows);
 }
 
+/* One error for everything that was found, the worst first. */
 static qwen_status
 report(const mismatch *bad, qwen_error *err)
 {
@@ -318,6 +328,7 @@ parse_dtype(const char *name, bool *keep, qwen_dtype *out, qwen_error *err)
 	return qwen_fail_hint(err, "Known are auto, bfloat16, float16 and float32.");
 }
 
+/* Every matrix gets a type and a size. */
 static void
 choose_dtypes(qwen_weight_plan *plan, const qwen_device *dev, bool keep, qwen_dtype wanted)
 {
@@ -335,6 +346,7 @@ choose_dtypes(qwen_weight_plan *plan, const qwen_device *dev, bool keep, qwen_dt
 		}
 }
 
+/* The sum that the memory plan needs; each matrix and vector counts with its first part. */
 static void
 add_sizes(qwen_weight_plan *plan)
 {
@@ -362,6 +374,7 @@ slot_by_place(const void *a, const void *b)
 	return (x->begin > y->begin) - (x->begin < y->begin);
 }
 
+/* Slots are sorted twice: by name to be found, then by place to be read. */
 static qwen_status
 fill_plan(qwen_weight_plan *plan, const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_device *dev,
 		  const char *dtype, qwen_error *err)
