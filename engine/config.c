@@ -206,8 +206,8 @@ check_layer_types(const json_t *types, const qwen_config *out, qwen_error *err)
 }
 
 /*
- * The reference's rule (qwen-models.md 2.1): an explicit list wins; without it layer i has a window when the flag is set
- * and i >= max_window_layers.
+ * The reference's rule (qwen-models.md 2.1): an explicit list wins; without it layer i has a window when the flag is
+ * set and i >= max_window_layers.
  */
 static qwen_status
 check_window(const json_t *root, const qwen_config *out, qwen_error *err)

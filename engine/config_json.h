@@ -15,8 +15,8 @@
 #include "error.h"
 
 /*
- * Parses text[0..len) into an object.  The words NaN and Infinity, which Python writes, are read as strings: harmless in
- * keys that are not used, and refused with the key's name in those that are.
+ * Parses text[0..len) into an object.  The words NaN and Infinity, which Python writes, are read as strings: harmless
+ * in keys that are not used, and refused with the key's name in those that are.
  */
 qwen_status qwen_config_load_json(const char *file, const char *text, size_t len, json_t **out, qwen_error *err);
 

@@ -8,8 +8,8 @@
 #include <stdint.h>
 
 /*
- * Bytes that can be used without swapping: what the kernel calls available (free memory and page cache that can be given
- * up), or what the process's memory cgroups leave, whichever is less.  UINT64_MAX when nothing can be found out.
+ * Bytes that can be used without swapping: what the kernel calls available (free memory and page cache that can be
+ * given up), or what the process's memory cgroups leave, whichever is less.  UINT64_MAX when nothing can be found out.
  */
 uint64_t qwen_memory_available(void);
 

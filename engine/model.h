@@ -47,8 +47,8 @@ uint64_t qwen_model_weight_bytes(const qwen_model *model);
 const char *qwen_model_dtype(const qwen_model *model); /* of the stored matrices, e.g. "bfloat16" */
 
 /*
- * Runs one step.  Ids, positions and block numbers are checked by the caller (scheduler); at most step_tokens tokens and
- * max_sequences rows of logits.  logits[n_logits, vocab_size], host memory.  Fails only when the device has failed.
+ * Runs one step.  Ids, positions and block numbers are checked by the caller (scheduler); at most step_tokens tokens
+ * and max_sequences rows of logits.  logits[n_logits, vocab_size], host memory.  Fails only when the device has failed.
  */
 qwen_status qwen_model_forward(qwen_model *model, const qwen_batch *batch, float *logits, qwen_error *err);
 

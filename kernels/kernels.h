@@ -155,8 +155,8 @@ struct qwen_device
 };
 
 /*
- * Opens a device.  kernels: "auto", "ref", "portable", "avx2", "avx512", ...: a set that this processor or build lacks is
- * an error that names what is missing.  n_threads 0: as many as the cores the process may use.  On failure NULL, and
+ * Opens a device.  kernels: "auto", "ref", "portable", "avx2", "avx512", ...: a set that this processor or build lacks
+ * is an error that names what is missing.  n_threads 0: as many as the cores the process may use.  On failure NULL, and
  * err holds one sentence fragment.
  */
 qwen_device *qwen_device_open(const char *name, const char *kernels, int n_threads, char *err, size_t errlen);

@@ -40,7 +40,10 @@
 #define STACK_BYTES ((size_t) 1 << 20)
 #define MAX_THREADS 1024
 
-/* state = number << INSIDE_BITS | workers inside.  The number may wrap: a job that a worker takes for seen is done by others. */
+/*
+ * state = number << INSIDE_BITS | workers inside.  The number may wrap: a job that a worker takes for seen is done by
+ * others.
+ */
 #define INSIDE_BITS 12
 #define INSIDE_MASK ((1u << INSIDE_BITS) - 1)
 #define NEXT_NUMBER (1u << INSIDE_BITS)

@@ -92,8 +92,8 @@ score(const float *q, const float *k, int32_t dim)
 }
 
 /*
- * One query head over the positions 0..last.  Two passes, the scores computed twice, so that no room for them is needed:
- * first their maximum, then weights and sum.
+ * One query head over the positions 0..last.  Two passes, the scores computed twice, so that no room for them is
+ * needed: first their maximum, then weights and sum.
  */
 static void
 attend(float *out, const float *q, const qwen_heads *heads, const qwen_kv_layer *kv, const qwen_batch_seq *seq,

@@ -595,8 +595,8 @@ close_set(void **state)
 }
 
 /*
- * Stands in the report for all tests of a set that this processor lacks.  Not cmocka's skip(), which writes "not ok" into
- * TAP.
+ * Stands in the report for all tests of a set that this processor lacks.  Not cmocka's skip(), which writes "not ok"
+ * into TAP.
  */
 static void
 set_is_not_here(void **state)
