@@ -11,8 +11,9 @@ SELECT "A i".qwen_generate(ARRAY['capital of Ukraine']), ("A i".qwen_try_generat
 SELECT datname = current_database() AS here FROM "A i".qwen_requests WHERE state <> 'cancelled';
 
 -- requests are seen from every database
+\set endless '"A i".qwen_stream(''Write SQL'', max_tokens => 1900, options => ''{"frequency_penalty": -2, "presence_penalty": -2}'')'
 BEGIN;
-DECLARE c CURSOR FOR SELECT "A i".qwen_stream('Describe these countries: Tunisia, Japan.');
+DECLARE c CURSOR FOR SELECT :endless;
 MOVE 1 FROM c;
 SELECT datname, kind FROM "A i".qwen_requests WHERE state <> 'cancelled';
 COMMIT;

@@ -31,13 +31,14 @@ SELECT qwen_grant_usage('regress_qwen_other');
 RESET ROLE;
 
 -- requests of others only for those who may see all statistics
+\set endless 'qwen_stream(''Write SQL'', max_tokens => 1900, options => ''{"frequency_penalty": -2, "presence_penalty": -2}'')'
 BEGIN;
-DECLARE c CURSOR FOR SELECT qwen_stream('Describe these countries: Tunisia, Japan.');
+DECLARE c CURSOR FOR SELECT :endless;
 MOVE 1 FROM c;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 SET LOCAL ROLE regress_qwen_user;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
-DECLARE own CURSOR FOR SELECT qwen_stream('Describe these countries: Tunisia, Japan.');
+DECLARE own CURSOR FOR SELECT :endless;
 MOVE 1 FROM own;
 SELECT usename FROM qwen_requests WHERE state <> 'cancelled';
 SET LOCAL ROLE regress_qwen_monitor;

@@ -14,15 +14,22 @@ FROM (SELECT id, qwen_stream(prompt) AS s
 	  FROM (VALUES (1, '29 + 26 ='), (2, NULL), (3, 'capital of Ukraine')) v(id, prompt)) x
 GROUP BY id ORDER BY id;
 
+-- an answer that goes on and on, because what was said once becomes likelier; unread it rests when its window is full
+\set endless 'qwen_stream(''Write SQL'', max_tokens => 1900, options => ''{"frequency_penalty": -2, "presence_penalty": -2}'')'
+
+SELECT max(seq) > 1000 AS long, string_agg(piece, '' ORDER BY seq) =
+	   qwen_generate('Write SQL', max_tokens => 1900, options => '{"frequency_penalty": -2, "presence_penalty": -2}') AS same
+FROM :endless;
+
 -- LIMIT lets go of the rest
-SELECT (qwen_stream('Describe these countries: Tunisia, Japan.')).seq LIMIT 2;
+SELECT (:endless).seq LIMIT 2;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 
 -- a cursor sees pieces while the request is under way, and closing it ends the request
 BEGIN;
-DECLARE c CURSOR FOR SELECT (s).seq, (s).done FROM (SELECT qwen_stream('Describe these countries: Tunisia, Japan.') AS s) x;
+DECLARE c CURSOR FOR SELECT (s).seq, (s).done FROM (SELECT :endless AS s) x;
 FETCH 2 FROM c;
-SELECT kind, pid = pg_backend_pid() AS own, usename = current_user AS user, datname = current_database() AS database,
+SELECT kind, state, pid = pg_backend_pid() AS own, usename = current_user AS user, datname = current_database() AS database,
 	   priority, engine_deaths, age >= '0' AS age
 FROM qwen_requests WHERE state <> 'cancelled';
 SELECT qwen_generate('capital of Germany');
@@ -33,22 +40,22 @@ COMMIT;
 
 -- so does the end of the transaction
 BEGIN;
-DECLARE c CURSOR FOR SELECT (qwen_stream('Describe these countries: Tunisia, Japan.')).seq;
+DECLARE c CURSOR FOR SELECT (:endless).seq;
 FETCH 1 FROM c;
 COMMIT;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 BEGIN;
-DECLARE c CURSOR FOR SELECT (qwen_stream('Describe these countries: Tunisia, Japan.')).seq;
+DECLARE c CURSOR FOR SELECT (:endless).seq;
 FETCH 1 FROM c;
 ROLLBACK;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 
 -- a sub-transaction ends what was begun in it and nothing else
 BEGIN;
-DECLARE outside CURSOR FOR SELECT (qwen_stream('Describe these countries: Tunisia, Japan.')).seq;
+DECLARE outside CURSOR FOR SELECT (:endless).seq;
 FETCH 1 FROM outside;
 SAVEPOINT s;
-DECLARE inside CURSOR FOR SELECT (qwen_stream('Describe these countries: Kenya, Japan.')).seq;
+DECLARE inside CURSOR FOR SELECT (:endless).seq;
 FETCH 1 FROM inside;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 ROLLBACK TO s;
@@ -67,16 +74,18 @@ FETCH 1 FROM c;
 CLOSE c;
 
 -- the loop of a function that leaves early
+CREATE VIEW endless AS SELECT :endless AS s;
 DO $$
 DECLARE
 	r record;
 BEGIN
-	FOR r IN SELECT (qwen_stream('Describe these countries: Tunisia, Japan.')).seq LOOP
+	FOR r IN SELECT (s).seq FROM endless LOOP
 		EXIT WHEN r.seq = 3;
 	END LOOP;
 	RAISE NOTICE 'left at %', r.seq;
 END
 $$;
+DROP VIEW endless;
 SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 
 -- errors
