@@ -145,26 +145,24 @@ append_form_c(call *c, const char *text, size_t begin, size_t end)
 	return qwen_nfc_append(text + begin, end - begin, &c->form_c, c->err);
 }
 
-/*
- * Shrinks a span of a piece until nothing at its edges could join with what stands outside, so that its inside has the
- * same form C alone as in the whole.
- */
+/* Whether nothing at or behind an offset of a piece could join what stands before it. Inside a character: no. */
+static bool
+is_boundary(const view *p, size_t at)
+{
+	return at >= p->end ||
+		   (((unsigned char) p->text[at] & 0xC0) != 0x80 && qwen_nfc_is_boundary(p->text + at, p->end - at));
+}
+
+/* Shrinks a span of a piece to boundaries, so that its inside has the same form C alone as in the whole. */
 static qwen_span
 shrink_to_boundaries(const view *p, qwen_span s)
 {
-	size_t used;
-
 	s.begin = s.begin > p->begin ? s.begin : p->begin;
 	s.end = s.end < p->end ? s.end : p->end;
-	while (s.begin < s.end && !qwen_nfc_is_boundary(p->text + s.begin, s.end - s.begin))
-	{
-		(void) qwen_utf8_decode((const unsigned char *) p->text + s.begin, &used);
-		s.begin += used;
-	}
-	while (s.end > s.begin && s.end < p->end && !qwen_nfc_is_boundary(p->text + s.end, p->end - s.end))
-		do
-			s.end--;
-		while (s.end > s.begin && ((unsigned char) p->text[s.end] & 0xC0) == 0x80);
+	while (s.begin < s.end && !is_boundary(p, s.begin))
+		s.begin++;
+	while (s.end > s.begin && !is_boundary(p, s.end))
+		s.end--;
 	return s;
 }
 
