@@ -178,9 +178,9 @@ last_error(const QwenStatus *status)
 {
 	const qwen_wire_error *error = &status->engine.error;
 
-	if (status->engine.phase != QWEN_ENGINE_FAILED || error->message[0] == '\0')
-		return status->last_error;
-	return psprintf("%s%s%s", error->message, error->detail[0] != '\0' ? ": " : "", error->detail);
+	if (status->engine.phase == QWEN_ENGINE_FAILED && error->message[0] != '\0')
+		return psprintf("%s%s%s", error->message, error->detail[0] != '\0' ? ": " : "", error->detail);
+	return status->last_error[0] != '\0' ? psprintf("engine %s", status->last_error) : "";
 }
 
 /* ---- the requests ---- */

@@ -1,0 +1,27 @@
+# Prompts are data: the server log has them only when a superuser says so.
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Utils;
+use QwenNode;
+use Test::More;
+
+my $node = QwenNode->create('main');
+my $chat = q{[{"role": "user", "content": "a confidential question"}]};
+my $ask = "SELECT qwen_generate(prompt, on_error => 'null'), qwen_chat('$chat') FROM secrets";
+
+# Texts that come from a table, so that the log of a failing statement cannot show them either; one of them fails.
+$node->safe_psql('postgres', q{
+	CREATE TABLE secrets (prompt text);
+	INSERT INTO secrets VALUES ('a secret question'), (repeat('a secret question', 5000))});
+$node->safe_psql('postgres', $ask);
+like($node->error_of('SELECT qwen_generate(prompt) FROM secrets'), qr/^54000 /, 'a prompt that is refused');
+unlike(slurp_file($node->logfile), qr/(?:a secret|prompt: .*confidential) question/, 'no prompt in the log by default');
+
+$node->safe_psql('postgres', "SET qwen.log_prompts = on; $ask");
+like(slurp_file($node->logfile), qr/LOG:  qwen prompt: a secret question$/m, 'with qwen.log_prompts they are logged');
+like(slurp_file($node->logfile), qr/LOG:  qwen prompt: .*a confidential question/, 'those of chats too');
+
+$node->is_idle;
+$node->leaves_nothing;
+done_testing();
