@@ -111,7 +111,7 @@ random_source(qwen_dtype dtype, size_t n)
 	assert_non_null(half);
 	for (size_t i = 0; i < n; i++)
 	{
-		uint16_t bits = (uint16_t) (random_float(1) * 32767);
+		uint16_t bits = (uint16_t) (int32_t) (random_float(1) * 32767);
 
 		half[i] = dtype == QWEN_BF16 ? (uint16_t) (0x3f00 | (bits & 0x80ff)) : (uint16_t) (0x3800 | (bits & 0x87ff));
 	}
