@@ -13,7 +13,6 @@
 #include <jansson.h>
 
 #include "chat.h"
-#include "config_json.h"
 #include "textfile.h"
 
 #define MAX_FILE (16u << 20)
@@ -116,7 +115,7 @@ detect_in_config(const char *model_dir, qwen_chat_format *out, qwen_error *err)
 	qwen_status rc = qwen_read_text_file(model_dir, "tokenizer_config.json", MAX_FILE, &text, err);
 
 	if (rc == QWEN_OK)
-		rc = qwen_config_load_json("tokenizer_config.json", text.data, text.len, &root, err);
+		rc = qwen_parse_json_object("tokenizer_config.json", text.data, text.len, &root, err);
 	else if (rc == QWEN_NOT_FOUND)
 		rc = QWEN_OK;
 	template = find_template(root);

@@ -1,6 +1,6 @@
 /*
  * textfile.c
- *	  Reading a whole small file of a model folder.
+ *	  Reading a whole small file of a model folder, and JSON from one.
  */
 #include "textfile.h"
 
@@ -11,6 +11,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "config_json.h"
 
 /* Reads all of fd, whose size was st_size when it was opened. */
 static qwen_status
@@ -61,4 +63,26 @@ qwen_read_text_file(const char *dir, const char *name, size_t max, qwen_bytes *o
 		rc = read_all(fd, path, (size_t) st.st_size, out, err);
 	close(fd);
 	return rc;
+}
+
+qwen_status
+qwen_parse_json_object(const char *file, const char *text, size_t len, json_t **out, qwen_error *err)
+{
+	char shown[JSON_ERROR_TEXT_LENGTH];
+	json_error_t where;
+
+	*out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &where);
+	if (!*out && json_error_code(&where) == json_error_numeric_overflow)
+		*out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &where);
+	if (json_is_object(*out))
+		return QWEN_OK;
+	qwen_fail(err, QWEN_CORRUPT, "%s is not a valid JSON object", file);
+	if (!*out)
+	{
+		qwen_config_printable(shown, sizeof(shown), where.text);
+		qwen_fail_detail(err, "Line %d, column %d: %s.", where.line, where.column, shown);
+	}
+	json_decref(*out);
+	*out = NULL;
+	return err->status;
 }

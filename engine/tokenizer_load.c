@@ -392,35 +392,13 @@ finish_added(qwen_tokenizer *tok, qwen_error *err)
 
 /* ---- whole files ---- */
 
-/* Parses a JSON object; keys that occur twice are refused, so that no token can hide behind another. */
-static qwen_status
-parse_object(const char *name, const qwen_tokenizer_text *text, json_t **out, qwen_error *err)
-{
-	json_error_t where;
-
-	*out = json_loadb(text->data, text->len, JSON_REJECT_DUPLICATES, &where);
-	if (json_is_object(*out))
-		return QWEN_OK;
-	qwen_fail(err, QWEN_CORRUPT, "%s is not a valid JSON object", name);
-	if (!*out)
-	{
-		char shown[JSON_ERROR_TEXT_LENGTH];
-
-		qwen_config_printable(shown, sizeof(shown), where.text);
-		qwen_fail_detail(err, "Line %d, column %d: %s.", where.line, where.column, shown);
-	}
-	json_decref(*out);
-	*out = NULL;
-	return err->status;
-}
-
 static qwen_status
 load_tokenizer_json(qwen_tokenizer *tok, const qwen_tokenizer_text *text, qwen_error *err)
 {
 	json_t *root;
 	bool failed;
 
-	if (parse_object("tokenizer.json", text, &root, err) != QWEN_OK)
+	if (qwen_parse_json_object("tokenizer.json", text->data, text->len, &root, err) != QWEN_OK)
 		return err->status;
 	failed = load_normalizer(tok, json_object_get(root, "normalizer"), err) ||
 			 load_pre_tokenizer(tok, json_object_get(root, "pre_tokenizer"), err) ||
@@ -467,7 +445,7 @@ load_vocab_and_merges(qwen_tokenizer *tok, const qwen_tokenizer_files *files, qw
 	if (qwen_utf8_valid_length(files->merges.data, files->merges.len) < files->merges.len)
 		return qwen_fail(err, QWEN_CORRUPT, "merges.txt is not valid UTF-8");
 	if (qwen_splitter_open(qwen_default_pattern, strlen(qwen_default_pattern), &tok->splitter, err) ||
-		parse_object("vocab.json", &files->vocab, &vocab, err))
+		qwen_parse_json_object("vocab.json", files->vocab.data, files->vocab.len, &vocab, err))
 		return err->status;
 	failed = load_vocab(tok, vocab, err) || load_merges_text(tok, &files->merges, err);
 	json_decref(vocab);
@@ -494,7 +472,7 @@ load_config(qwen_tokenizer *tok, const qwen_tokenizer_text *text, bool added, qw
 
 	if (!text->data)
 		return QWEN_OK;
-	if (parse_object("tokenizer_config.json", text, &root, err) != QWEN_OK)
+	if (qwen_parse_json_object("tokenizer_config.json", text->data, text->len, &root, err) != QWEN_OK)
 		return err->status;
 	failed =
 		added && (load_added_object(tok, json_object_get(root, "added_tokens_decoder"), err) || finish_added(tok, err));

@@ -128,6 +128,31 @@ a_small_tokenizer_works(void **state)
 	json_decref(root);
 }
 
+/* What Python writes for "no limit" is no number of 64 bits, and must not keep the file from being read. */
+static void
+the_eos_token_is_found(void **state)
+{
+	static const char *const configs[] = {
+		"{\"model_max_length\": 1000000000000000019884624838656, \"eos_token\": \"<x>\"}",
+		"{\"eos_token\": {\"content\": \"<x>\", \"lstrip\": false}}",
+	};
+	json_t *root = small_tokenizer();
+	char *text = json_dumps(root, JSON_COMPACT);
+	qwen_error err;
+
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++)
+	{
+		qwen_tokenizer_files files = {.tokenizer = {text, strlen(text)}, .config = {configs[i], strlen(configs[i])}};
+		qwen_tokenizer *tok;
+
+		assert_ok(qwen_tokenizer_parse(&files, &tok, &err), err);
+		assert_int_equal(qwen_tokenizer_eos(tok), 257);
+		qwen_tokenizer_close(tok);
+	}
+	free(text);
+	json_decref(root);
+}
+
 static void
 other_spellings_are_accepted(void **state)
 {
@@ -389,6 +414,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_small_tokenizer_works),
+		cmocka_unit_test(the_eos_token_is_found),
 		cmocka_unit_test(other_spellings_are_accepted),
 		cmocka_unit_test(without_a_normalizer_text_stays),
 		cmocka_unit_test(broken_files_are_refused_with_their_reason),
