@@ -191,7 +191,7 @@ add_values(float *out, float keep, const float *p, const float *v, int n_keys, i
 		vf sum = vf_load(out + i) * keep;
 
 		for (int j = 0; j < n_keys; j++)
-			sum += vf_load(v + (int64_t) j * dim + i) * p[j];
+			sum = vf_fma(vf_load(v + (int64_t) j * dim + i), vf_set(p[j]), sum);
 		vf_store(out + i, sum);
 	}
 	for (; i < dim; i++)

@@ -53,7 +53,7 @@ tile_step(vf sum[NR][MR], const void *w, const float *x, int64_t k, int64_t i, b
 
 #pragma GCC unroll 8
 		for (int a = 0; a < nr; a++)
-			sum[a][b] += wv[a] * xv;
+			sum[a][b] = vf_fma(wv[a], xv, sum[a][b]);
 	}
 }
 

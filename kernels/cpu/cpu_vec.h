@@ -12,13 +12,14 @@
 #define QWEN_CPU_VEC_H
 
 /*
- * The build allows reassociation for plain loops; here the order of every sum is the contract (a row has the same bits
- * in any batch), and it is written out in vectors, so the compiler must keep it.
+ * The build allows reassociation and contraction for plain loops.  Here the order of every sum is the contract (a row has
+ * the same bits in any batch) and is written out, and a compiler that fuses a product and a sum in one copy of a function
+ * but not in another would break it: so both are off, and vf_fma says where one rounding is meant.
  */
 #if defined(__clang__)
-#pragma clang fp reassociate(off)
+#pragma clang fp reassociate(off) contract(off)
 #else
-#pragma GCC optimize("no-associative-math")
+#pragma GCC optimize("no-associative-math", "fp-contract=off")
 #endif
 
 #include <stdint.h>
@@ -41,6 +42,13 @@ INLINE vf
 vf_max(vf a, vf b)
 {
 	return _mm512_max_ps(a, b);
+}
+
+/* a * b + c, rounded once */
+INLINE vf
+vf_fma(vf a, vf b, vf c)
+{
+	return _mm512_fmadd_ps(a, b, c);
 }
 
 INLINE vf
@@ -78,6 +86,13 @@ vf_max(vf a, vf b)
 	return _mm256_max_ps(a, b);
 }
 
+/* a * b + c, rounded once */
+INLINE vf
+vf_fma(vf a, vf b, vf c)
+{
+	return _mm256_fmadd_ps(a, b, c);
+}
+
 INLINE vf
 vf_from_bf16(vhalf h)
 {
@@ -112,6 +127,13 @@ vf_max(vf a, vf b)
 	vi m = a > b;
 
 	return (vf) (((vi) a & m) | ((vi) b & ~m));
+}
+
+/* a * b + c, rounded twice: these processors have nothing else */
+INLINE vf
+vf_fma(vf a, vf b, vf c)
+{
+	return a * b + c;
 }
 
 INLINE vf
@@ -198,21 +220,18 @@ vf_store_tail(float *p, vf v, int64_t count)
 INLINE vf
 vf_exp(vf x)
 {
+	static const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
 	vf n, r, p;
 	vi k;
 
 	x = -vf_max(-vf_max(x, vf_set(-87.0f)), vf_set(-88.0f));
-	k = __builtin_convertvector(x * 1.44269504f + 128.5f, vi) - 128; /* the sum is positive: truncation is floor */
+	k = __builtin_convertvector(vf_fma(x, vf_set(1.44269504f), vf_set(128.5f)), vi) - 128; /* positive: this is floor */
 	n = __builtin_convertvector(k, vf);
-	r = x - n * 0.693359375f; /* ln 2 in two parts, the first exact in few bits */
-	r = r - n * -2.12194440e-4f;
-	p = r * (1.0f / 5040) + 1.0f / 720;
-	p = p * r + 1.0f / 120;
-	p = p * r + 1.0f / 24;
-	p = p * r + 1.0f / 6;
-	p = p * r + 0.5f;
-	p = p * r + 1.0f;
-	p = p * r + 1.0f;
+	r = vf_fma(n, vf_set(-0.693359375f), x); /* ln 2 in two parts, the first exact in few bits */
+	r = vf_fma(n, vf_set(2.12194440e-4f), r);
+	p = vf_set(1.0f / 5040);
+	for (int i = 0; i < 7; i++)
+		p = vf_fma(p, r, vf_set(taylor[i]));
 	return p * (vf) ((k + 127) << 23);
 }
 
@@ -224,9 +243,9 @@ dot(const float *a, const float *b, int64_t n)
 	int64_t i = 0;
 
 	for (; i + VL <= n; i += VL)
-		sum += vf_load(a + i) * vf_load(b + i);
+		sum = vf_fma(vf_load(a + i), vf_load(b + i), sum);
 	if (i < n)
-		sum += vf_load_tail(a, i, n - i, QWEN_F32) * vf_load_tail(b, i, n - i, QWEN_F32);
+		sum = vf_fma(vf_load_tail(a, i, n - i, QWEN_F32), vf_load_tail(b, i, n - i, QWEN_F32), sum);
 	return vf_reduce_add(sum);
 }
 
