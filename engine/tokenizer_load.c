@@ -62,6 +62,11 @@ qwen_tokenizer_open(const char *model_dir, qwen_tokenizer **out, qwen_error *err
 		rc = read_optional(model_dir, "tokenizer_config.json", &buffers[3], &files.config, err);
 	if (rc == QWEN_OK)
 		rc = qwen_tokenizer_parse(&files, out, err);
+	if (rc == QWEN_NOT_FOUND)
+	{
+		qwen_fail(err, QWEN_NOT_FOUND, "no tokenizer in \"%s\"", model_dir);
+		qwen_fail_detail(err, "Neither tokenizer.json nor vocab.json with merges.txt is there.");
+	}
 	for (int i = 0; i < 4; i++)
 		qwen_bytes_free(&buffers[i]);
 	return rc;
@@ -75,10 +80,7 @@ qwen_tokenizer_parse(const qwen_tokenizer_files *files, qwen_tokenizer **out, qw
 
 	*out = NULL;
 	if (!files->tokenizer.data && !(files->vocab.data && files->merges.data))
-	{
-		qwen_fail(err, QWEN_NOT_FOUND, "the model has no tokenizer");
-		return qwen_fail_detail(err, "Neither tokenizer.json nor vocab.json with merges.txt is there.");
-	}
+		return qwen_fail(err, QWEN_NOT_FOUND, "the model has no tokenizer");
 	tok = calloc(1, sizeof(*tok));
 	if (!tok)
 		return qwen_fail_memory(err, sizeof(*tok));
@@ -116,7 +118,7 @@ refuse(const char *what, const char *name, qwen_error *err)
 	char shown[80];
 
 	qwen_config_printable(shown, sizeof(shown), name);
-	return qwen_fail(err, QWEN_UNSUPPORTED, "tokenizer %s \"%s\" is not supported", what, shown);
+	return qwen_fail(err, QWEN_UNSUPPORTED, "the tokenizer's %s \"%s\" is not supported", what, shown);
 }
 
 static qwen_status
