@@ -13,7 +13,7 @@ use parent -norequire, 'PostgreSQL::Test::Cluster';
 use Cwd ();
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
-use PostgreSQL::Test::Utils;
+use PostgreSQL::Test::Utils qw(append_to_file slurp_file);
 use Test::More;
 use Time::HiRes qw(usleep);
 
