@@ -33,8 +33,9 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -MMD -MP -c -o $@ $<
 
-# One set of kernels an instruction set. Contraction and reassociation are wanted there, the rest of -ffast-math is not.
-KERNEL_MATH = -O3 -fassociative-math -fno-signed-zeros -fno-trapping-math -freciprocal-math -ffp-contract=fast
+# One set of kernels an instruction set. The order of every sum is part of what a kernel promises, so the compiler may
+# neither reassociate nor fuse on its own.
+KERNEL_MATH = -O3 -fno-signed-zeros -fno-trapping-math -ffp-contract=off
 $(BUILD)/kernels/cpu/%.o: ENGINE_CFLAGS += $(KERNEL_MATH)
 $(BUILD)/kernels/cpu/cpu_avx2.o: ENGINE_CFLAGS += -mavx2 -mfma -mf16c
 $(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c

@@ -7,20 +7,11 @@
  * for each width.  Included by each cpu_<set>.c, never by anything else.
  *
  * Sums across a vector always add halves: lane i to lane i + VL/2, and so on.
+ * The build forbids reassociation and contraction: vf_fma says where one
+ * rounding is meant.
  */
 #ifndef QWEN_CPU_VEC_H
 #define QWEN_CPU_VEC_H
-
-/*
- * The build allows reassociation and contraction for plain loops.  Here the order of every sum is the contract (a row has
- * the same bits in any batch) and is written out, and a compiler that fuses a product and a sum in one copy of a function
- * but not in another would break it: so both are off, and vf_fma says where one rounding is meant.
- */
-#if defined(__clang__)
-#pragma clang fp reassociate(off) contract(off)
-#else
-#pragma GCC optimize("no-associative-math", "fp-contract=off")
-#endif
 
 #include <stdint.h>
 #include <string.h>
