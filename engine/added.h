@@ -34,8 +34,8 @@ void qwen_added_free(qwen_added_set *set);
 int32_t qwen_added_find(const qwen_added_set *set, const char *text, size_t len);
 
 /*
- * The leftmost, there the longest, token that lies wholly in text[begin..end).  Returns its index in set->tokens and sets
- * *at to where it begins, or returns -1.
+ * The leftmost, there the longest, token that lies wholly in text[begin..end).  Returns its index in set->tokens and
+ * sets *at to where it begins, or returns -1.
  */
 int64_t qwen_added_search(const qwen_added_set *set, const char *text, size_t begin, size_t end, size_t *at);
 

@@ -36,6 +36,9 @@ typedef struct qwen_bpe_node
 
 /* ---- the table of merges ---- */
 
+/*
+ * Fibonacci hashing: the multiplier is 2^64 divided by the golden ratio, the upper half of the product is well mixed.
+ */
 static uint32_t
 hash_pair(int32_t left, int32_t right)
 {
@@ -44,6 +47,7 @@ hash_pair(int32_t left, int32_t right)
 	return (uint32_t) (h >> 32);
 }
 
+/* The slot of a pair, or the free one where it belongs; at most half of the slots are used. */
 static qwen_merge_slot *
 find_pair(const qwen_bpe *bpe, int32_t left, int32_t right)
 {
@@ -62,6 +66,7 @@ pair_rank(const qwen_bpe *bpe, int32_t left, int32_t right)
 	return slot->left < 0 ? NO_RANK : slot->rank;
 }
 
+/* Every text is made of bytes, so every byte needs a token: there is no unknown. */
 static qwen_status
 find_bytes(qwen_bpe *bpe, const qwen_vocab *vocab, qwen_error *err)
 {
@@ -185,6 +190,7 @@ qwen_bpe_work_free(qwen_bpe_work *work)
 	memset(work, 0, sizeof(*work));
 }
 
+/* The content need not survive growing: each piece starts anew. */
 static qwen_status
 reserve(qwen_bpe_work *work, size_t n, qwen_error *err)
 {
@@ -215,7 +221,10 @@ enter_pair(const qwen_bpe *bpe, qwen_bpe_work *work, uint32_t i, size_t n_heap)
 	return n_heap + 1;
 }
 
-/* Merges until no pair has a rank. Node 0 always stays the first. */
+/*
+ * Merges until no pair has a rank.  A merged node keeps the position of its left half, so node 0 always stays the
+ * first and the order of positions stays the order of the text.
+ */
 static void
 merge_all(const qwen_bpe *bpe, qwen_bpe_work *work, size_t n_heap)
 {

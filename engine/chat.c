@@ -131,6 +131,7 @@ qwen_chat_prompt_free(qwen_chat_prompt *prompt)
 
 /* ---- Qwen1.5 and Qwen2: turns, nothing else ---- */
 
+/* One turn: the role of the template, the content of somebody else. */
 static void
 put_turn(writer *w, const qwen_turn *turn)
 {
@@ -139,6 +140,7 @@ put_turn(writer *w, const qwen_turn *turn)
 	put(w, END);
 }
 
+/* The templates of these families know no tools and no reasoning; both are passed over, as there. */
 static void
 render_plain(writer *w, const qwen_conversation *c, const char *default_system)
 {
@@ -154,6 +156,7 @@ render_plain(writer *w, const qwen_conversation *c, const char *default_system)
 
 /* ---- what Qwen2.5 and Qwen3 have in common ---- */
 
+/* Tools and arguments come from the caller: no span. */
 static void
 put_json(writer *w, const json_t *value)
 {
@@ -161,6 +164,7 @@ put_json(writer *w, const json_t *value)
 		w->failed = true;
 }
 
+/* # Tools ... <tools>, one tool a line, </tools> ... */
 static void
 put_tools(writer *w, const json_t *tools)
 {
@@ -189,6 +193,7 @@ put_tool_result(writer *w, const qwen_conversation *c, size_t i)
 		put(w, END);
 }
 
+/* Up to the arguments, which the families write differently. The name is not escaped: neither does the template. */
 static void
 put_call_start(writer *w, const qwen_call *call)
 {
@@ -211,6 +216,7 @@ put_arguments_2_5(writer *w, const json_t *arguments)
 	json_decref(object);
 }
 
+/* With calls the newline after the role belongs to what follows: content, if there is any, then each call. */
 static void
 put_assistant_2_5(writer *w, const qwen_turn *turn)
 {
@@ -235,6 +241,7 @@ put_assistant_2_5(writer *w, const qwen_turn *turn)
 	put(w, END);
 }
 
+/* There always is a system turn; tools are appended to it. */
 static void
 render_qwen2_5(writer *w, const qwen_conversation *c)
 {
@@ -264,6 +271,7 @@ render_qwen2_5(writer *w, const qwen_conversation *c)
 
 /* ---- Qwen3 ---- */
 
+/* Python's lstrip('\n') and rstrip('\n'): newlines alone, not other white space. */
 static qwen_text
 strip_leading(qwen_text t)
 {
@@ -297,6 +305,7 @@ find_tag(qwen_text t, const char *tag, bool last)
 	return hit;
 }
 
+/* What follows a tag that was found in the text. */
 static qwen_text
 behind(qwen_text t, const char *tag_at, const char *tag)
 {
@@ -320,7 +329,10 @@ split_reasoning(qwen_text *content, qwen_text *reasoning)
 	*content = strip_leading(behind(*content, find_tag(*content, "</think>", true), "</think>"));
 }
 
-/* Index of the last message that a user really wrote; of the last message when there is none. */
+/*
+ * Index of the last message that a user really wrote; of the last message when there is none.  A user's message in the
+ * shape of a tool result is one: some callers send results in that way.
+ */
 static size_t
 last_query(const qwen_conversation *c)
 {
@@ -357,7 +369,10 @@ put_calls_3(writer *w, const qwen_turn *turn, bool after_content)
 	}
 }
 
-/* Reasoning is shown from the last query on; in earlier rounds it is left out. */
+/*
+ * Reasoning is shown from the last query on; in earlier rounds it is left out.  The last message gets a think block
+ * even when there was no reasoning, an empty one, because the model has been trained on it.
+ */
 static void
 put_assistant_3(writer *w, const qwen_turn *turn, bool thinks, bool current, bool last)
 {
@@ -379,6 +394,7 @@ put_assistant_3(writer *w, const qwen_turn *turn, bool thinks, bool current, boo
 	put(w, END);
 }
 
+/* thinks: false for Instruct-2507, whose template is the same without anything about reasoning. */
 static void
 render_qwen3(writer *w, const qwen_conversation *c, bool thinks)
 {

@@ -17,6 +17,7 @@
 
 #define MAX_FILE (16u << 20)
 
+/* Strings that a template of the format contains, all of them, and strings that it does not; NULL ends each list. */
 typedef struct fingerprint
 {
 	qwen_chat_format format;
@@ -106,6 +107,7 @@ find_template(const json_t *root)
 	return NULL;
 }
 
+/* A file without a template, or no file, is a base model's: no error. */
 static qwen_status
 detect_in_config(const char *model_dir, qwen_chat_format *out, qwen_error *err)
 {
@@ -126,6 +128,7 @@ detect_in_config(const char *model_dir, qwen_chat_format *out, qwen_error *err)
 	return rc;
 }
 
+/* Newer checkpoints have the template in a file of its own, which then counts. */
 qwen_status
 qwen_chat_detect(const char *model_dir, qwen_chat_format *out, qwen_error *err)
 {

@@ -27,6 +27,7 @@ text_of(const json_t *string)
 	return (qwen_text){json_string_value(string), json_string_length(string)};
 }
 
+/* Roles become part of the template's text, so only known ones pass. */
 static qwen_status
 read_role(const json_t *message, size_t i, qwen_turn *turn, qwen_error *err)
 {
@@ -92,6 +93,7 @@ read_content(const json_t *message, size_t i, qwen_turn *turn, qwen_error *err)
 	return QWEN_OK;
 }
 
+/* Given but empty is not the same as absent: then the content is not searched for a think block. */
 static qwen_status
 read_reasoning(const json_t *message, size_t i, qwen_turn *turn, qwen_error *err)
 {

@@ -16,6 +16,7 @@ static const char call_open[] = "<tool_call>", call_close[] = "</tool_call>";
 
 /* ---- a finished answer ---- */
 
+/* A part of the answer. */
 typedef struct slice
 {
 	const char *data;
@@ -47,8 +48,8 @@ strip_newlines(slice s)
 }
 
 /*
- * Divides an answer whose prompt left thinking open: reasoning is what stands before the first </think>, with or without
- * a <think> before it.  An answer that ended inside the block is all reasoning.
+ * Divides an answer whose prompt left thinking open: reasoning is what stands before the first </think>, with or
+ * without a <think> before it.  An answer that ended inside the block is all reasoning.
  */
 static void
 split_thinking(slice *answer, slice *reasoning)
@@ -95,27 +96,43 @@ read_call(slice block, size_t number)
 	return out;
 }
 
-/* Takes the calls out of an answer; what is left goes to content. False when memory is short. */
+/* Where the last call in [begin, end) is opened, or NULL. */
+static const char *
+last_open(const char *begin, const char *end)
+{
+	const char *last = NULL;
+
+	while ((begin = memmem(begin, (size_t) (end - begin), call_open, LENGTH(call_open))) != NULL)
+	{
+		last = begin;
+		begin += LENGTH(call_open);
+	}
+	return last;
+}
+
+/*
+ * Takes the calls out of an answer; what is left goes to content, without the white space at its end.  A block that is
+ * no call, or is not closed, stays in the text: the caller sees what the model wrote.  False when memory is short.
+ */
 static bool
 take_calls(slice answer, json_t *calls, qwen_bytes *content)
 {
-	const char *p = answer.data, *end = answer.data + answer.len, *open;
+	const char *p = answer.data, *end = answer.data + answer.len, *close;
 
-	while ((open = memmem(p, (size_t) (end - p), call_open, LENGTH(call_open))) != NULL)
+	while ((close = memmem(p, (size_t) (end - p), call_close, LENGTH(call_close))) != NULL)
 	{
-		const char *body = open + LENGTH(call_open);
-		const char *close = memmem(body, (size_t) (end - body), call_close, LENGTH(call_close));
-		json_t *call = close ? read_call((slice){body, (size_t) (close - body)}, json_array_size(calls)) : NULL;
-		const char *kept = call ? open : body;
+		const char *open = last_open(p, close), *next = close + LENGTH(call_close);
+		const char *body = open ? open + LENGTH(call_open) : NULL;
+		json_t *call = open ? read_call((slice){body, (size_t) (close - body)}, json_array_size(calls)) : NULL;
 
-		if (!qwen_bytes_append(content, p, (size_t) (kept - p)))
+		if (!qwen_bytes_append(content, p, (size_t) ((call ? open : next) - p)))
 		{
 			json_decref(call);
 			return false;
 		}
 		if (call && json_array_append_new(calls, call) != 0)
 			return false;
-		p = call ? close + LENGTH(call_close) : body;
+		p = next;
 	}
 	if (!qwen_bytes_append(content, p, (size_t) (end - p)))
 		return false;

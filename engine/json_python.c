@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Only quotes, backslashes and control characters are escaped, the latter by a letter where JSON has one. */
 static bool
 put_string(const char *s, size_t len, qwen_bytes *out)
 {
@@ -47,8 +48,8 @@ put_string(const char *s, size_t len, qwen_bytes *out)
 }
 
 /*
- * Python's repr of a float: the shortest digits that give the same value back, as a decimal fraction for exponents from -4
- * to 15, else with an exponent of at least two digits.
+ * Python's repr of a float: the shortest digits that give the same value back, as a decimal fraction for exponents
+ * from -4 to 15, else with an exponent of at least two digits.
  */
 static bool
 put_real(double value, qwen_bytes *out)

@@ -10,8 +10,8 @@
 #include "buffer.h"
 
 /*
- * Appends a value: ", " and ": " as separators, keys in the order of the input, characters beyond ASCII as they are, and
- * numbers as Python prints them.  False when memory is short.
+ * Appends a value: ", " and ": " as separators, keys in the order of the input, characters beyond ASCII as they are,
+ * and numbers as Python prints them.  False when memory is short.
  */
 bool qwen_json_python(const json_t *value, qwen_bytes *out);
 

@@ -37,8 +37,8 @@ typedef struct cp_range
 } cp_range;
 
 /*
- * What has come after Unicode 9 and has a combining class, decomposes or composes, up to Unicode 17; sorted.  Scripts that
- * came as a whole stand here as a whole.
+ * What has come after Unicode 9 and has a combining class, decomposes or composes, up to Unicode 17; sorted.  Scripts
+ * that came as a whole stand here as a whole.
  */
 static const cp_range young[] = {
 	{0x07FD, 0x07FD},   {0x0897, 0x089F},   {0x08CA, 0x08D3},   {0x09FE, 0x09FE},   {0x0C3C, 0x0C3C},

@@ -241,6 +241,7 @@ qwen_split_state_close(qwen_split_state *state)
 
 /* ---- splitting ---- */
 
+/* A limit was reached: the text is too long for this pattern, or the pattern is hostile. */
 static qwen_status
 fail_match(int code, size_t offset, qwen_error *err)
 {

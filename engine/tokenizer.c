@@ -44,13 +44,17 @@ typedef struct call
 	qwen_error *err;
 } call;
 
-/* What is done with the text between recognised tokens. */
+/* What is done with the text between recognised tokens; the view's spans reach at least to its end. */
 typedef qwen_status (*run_fn)(call *c, const view *run);
 
 static qwen_status scan(call *c, const qwen_added_set *set, const view *v, run_fn fn);
 static qwen_status piece(call *c, const view *p);
 static qwen_status ordinary(call *c, const view *run);
 
+/*
+ * UTF-8 is checked once, here: everything further down, PCRE2 included, reads the text without looking again.  Wrong
+ * spans can only come from our own code.
+ */
 static qwen_status
 check_input(const char *text, size_t len, const qwen_span *spans, size_t n_spans, qwen_error *err)
 {
@@ -108,7 +112,10 @@ skip_spans(view *v, size_t offset)
 	}
 }
 
-/* Recognises the tokens of a set and gives fn what lies before, between and behind them. */
+/*
+ * Recognises the tokens of a set and gives fn what lies before, between and behind them.  Each span is searched once
+ * and each byte lies in one run, so the work grows with the text, however many spans and tokens there are.
+ */
 static qwen_status
 scan(call *c, const qwen_added_set *set, const view *v, run_fn fn)
 {
@@ -166,36 +173,47 @@ shrink_to_boundaries(const view *p, qwen_span s)
 	return s;
 }
 
-/* Brings a piece into form C, in c->form_c, and its spans into the offsets there. */
+/* Makes room for the n-th mapped span, counted from 0. */
+static qwen_status
+reserve_mapped(call *c, size_t n)
+{
+	size_t cap = n ? 2 * n : 16;
+	qwen_span *mapped;
+
+	if (n < c->cap_mapped)
+		return QWEN_OK;
+	mapped = realloc(c->mapped, cap * sizeof(*mapped));
+	if (!mapped)
+		return qwen_fail_memory(c->err, cap * sizeof(*mapped));
+	c->mapped = mapped;
+	c->cap_mapped = cap;
+	return QWEN_OK;
+}
+
+/*
+ * Brings a piece into form C, in c->form_c, and its spans into the offsets there.  The text is normalised in parts
+ * that end where spans do, at boundaries, so the parts joined are form C of the whole and each span's new place is
+ * known.
+ */
 static qwen_status
 normalize_piece(call *c, const view *p, view *out)
 {
 	size_t done = p->begin, n = 0;
 
 	c->form_c.len = 0;
+	/* Without tokens of that kind nobody asks for spans. */
 	for (size_t i = 0; i < p->n_spans && p->spans[i].begin < p->end && c->tok->normalized.n > 0; i++)
 	{
-		qwen_span s = shrink_to_boundaries(p, p->spans[i]), *mapped;
+		qwen_span s = shrink_to_boundaries(p, p->spans[i]);
 
 		if (s.begin >= s.end)
 			continue;
-		if (n == c->cap_mapped)
-		{
-			size_t cap = n ? 2 * n : 16;
-
-			mapped = realloc(c->mapped, cap * sizeof(*mapped));
-			if (!mapped)
-				return qwen_fail_memory(c->err, cap * sizeof(*mapped));
-			c->mapped = mapped;
-			c->cap_mapped = cap;
-		}
-		mapped = &c->mapped[n++];
-		if (append_form_c(c, p->text, done, s.begin) != QWEN_OK)
+		if (reserve_mapped(c, n) || append_form_c(c, p->text, done, s.begin))
 			return c->err->status;
-		mapped->begin = c->form_c.len;
+		c->mapped[n].begin = c->form_c.len;
 		if (append_form_c(c, p->text, s.begin, s.end) != QWEN_OK)
 			return c->err->status;
-		mapped->end = c->form_c.len;
+		c->mapped[n++].end = c->form_c.len;
 		done = s.end;
 	}
 	if (append_form_c(c, p->text, done, p->end) != QWEN_OK)
@@ -219,6 +237,7 @@ piece(call *c, const view *p)
 	return scan(c, &c->tok->normalized, &normalized, ordinary);
 }
 
+/* One piece of the split pattern: merges do not cross its edges. */
 static qwen_status
 word(void *arg, const char *text, size_t len, qwen_error *err)
 {
@@ -236,7 +255,9 @@ ordinary(call *c, const view *run)
 
 /* ---- ids to text ---- */
 
-/* Appends the whole characters among bytes[0..n) to out, U+FFFD for what can never become one; keeps a cut tail in d. */
+/*
+ * Appends the whole characters among bytes[0..n) to out, U+FFFD for what can never become one; keeps a cut tail in d.
+ */
 static bool
 decode_bytes(qwen_detokenizer *d, const unsigned char *bytes, size_t n, qwen_bytes *out)
 {
@@ -266,6 +287,7 @@ decode_bytes(qwen_detokenizer *d, const unsigned char *bytes, size_t n, qwen_byt
 	return true;
 }
 
+/* An id that is not defined stands for nothing; the scheduler never draws one. */
 bool
 qwen_detokenizer_push(qwen_detokenizer *d, const qwen_tokenizer *tok, int32_t id, bool skip_special, qwen_bytes *out)
 {
@@ -293,6 +315,7 @@ qwen_detokenizer_finish(qwen_detokenizer *d, qwen_bytes *out)
 	return !held || qwen_bytes_append_str(out, replacement);
 }
 
+/* The same decoder as for streams, fed with everything: both agree because they are one. */
 qwen_status
 qwen_detokenize(const qwen_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, qwen_bytes *out,
 				qwen_error *err)

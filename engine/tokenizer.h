@@ -67,7 +67,10 @@ int32_t qwen_tokenizer_eos(const qwen_tokenizer *tok);
 qwen_status qwen_tokenize(const qwen_tokenizer *tok, const char *text, size_t len, const qwen_span *spans,
 						  size_t n_spans, qwen_ids *out, qwen_error *err);
 
-/* Appends the bytes of all ids, invalid UTF-8 replaced by U+FFFD as the reference does. QWEN_INVALID for undefined ids. */
+/*
+ * Appends the bytes of all ids, invalid UTF-8 replaced by U+FFFD as the reference does. QWEN_INVALID for undefined
+ * ids.
+ */
 qwen_status qwen_detokenize(const qwen_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, qwen_bytes *out,
 							qwen_error *err);
 

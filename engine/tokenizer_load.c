@@ -150,6 +150,7 @@ refuse_flag(const json_t *object, const char *key, qwen_error *err)
 
 /* ---- the parts of tokenizer.json ---- */
 
+/* null or NFC. Other forms, and changes of case or accents, would need other tables. */
 static qwen_status
 load_normalizer(qwen_tokenizer *tok, const json_t *n, qwen_error *err)
 {
@@ -190,6 +191,7 @@ check_byte_level(const json_t *b, qwen_error *err)
 	return refuse_flag(b, "add_prefix_space", err);
 }
 
+/* A Sequence of one Split and ByteLevel, in this order: what all Qwen checkpoints have. */
 static qwen_status
 load_pre_tokenizer(qwen_tokenizer *tok, const json_t *p, qwen_error *err)
 {
@@ -222,6 +224,7 @@ load_pre_tokenizer(qwen_tokenizer *tok, const json_t *p, qwen_error *err)
 	return QWEN_OK;
 }
 
+/* Decoding is the inverse of the byte map and nothing else. */
 static qwen_status
 check_decoder(const json_t *d, qwen_error *err)
 {
@@ -230,6 +233,9 @@ check_decoder(const json_t *d, qwen_error *err)
 	return refuse("decoder", type_of(d), err);
 }
 
+/*
+ * {"symbol": id, ...}. The first pass over the symbols only adds up their bytes, so that nothing grows in the second.
+ */
 static qwen_status
 load_vocab(qwen_tokenizer *tok, json_t *vocab, qwen_error *err)
 {
@@ -264,6 +270,7 @@ add_merge_text(qwen_tokenizer *tok, const char *text, size_t len, qwen_error *er
 	return qwen_bpe_add_merge(&tok->bpe, &tok->vocab, text, left, space + 1, len - left - 1, err);
 }
 
+/* "left right" in older files, ["left", "right"] in newer ones; a file may mix them. */
 static qwen_status
 add_merge(qwen_tokenizer *tok, const json_t *merge, qwen_error *err)
 {
@@ -277,6 +284,9 @@ add_merge(qwen_tokenizer *tok, const json_t *merge, qwen_error *err)
 							  json_string_value(right), json_string_length(right), err);
 }
 
+/*
+ * The flags are those of the reference's BPE that change ids; fuse_unk and the like mean nothing without an unk token.
+ */
 static qwen_status
 load_model(qwen_tokenizer *tok, const json_t *model, qwen_error *err)
 {
@@ -308,7 +318,10 @@ load_model(qwen_tokenizer *tok, const json_t *model, qwen_error *err)
 
 /* ---- added tokens ---- */
 
-/* Defines one: {"content", "special", "normalized", "lstrip", "rstrip", "single_word"}. */
+/*
+ * Defines one added token: {"content", "special", "normalized", "lstrip", "rstrip", "single_word"}.  "normalized" says
+ * whether it is looked for after normalisation or before; absent, it means after, except for special tokens.
+ */
 static qwen_status
 add_token(qwen_tokenizer *tok, int64_t id, const json_t *t, qwen_error *err)
 {
@@ -437,6 +450,7 @@ load_merges_text(qwen_tokenizer *tok, const qwen_tokenizer_text *text, qwen_erro
 	return QWEN_OK;
 }
 
+/* These files do not say what comes before the merges: it is what all checkpoints that have only them use. */
 static qwen_status
 load_vocab_and_merges(qwen_tokenizer *tok, const qwen_tokenizer_files *files, qwen_error *err)
 {
@@ -465,7 +479,7 @@ find_eos(qwen_tokenizer *tok, const json_t *root)
 		tok->eos = qwen_tokenizer_find(tok, text);
 }
 
-/* tokenizer_config.json; added: take the added tokens from it. */
+/* tokenizer_config.json, which need not be there; added: take the added tokens from it. */
 static qwen_status
 load_config(qwen_tokenizer *tok, const qwen_tokenizer_text *text, bool added, qwen_error *err)
 {

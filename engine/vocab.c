@@ -16,7 +16,9 @@
 
 /* ---- the byte map ---- */
 
-/* The byte that a code point of a symbol stands for, or -1. */
+/*
+ * The byte that a code point of a symbol stands for, or -1. The map is GPT-2's, which all byte-level vocabularies use.
+ */
 static int
 symbol_byte(int32_t cp)
 {
@@ -104,6 +106,7 @@ define(qwen_vocab *v, int32_t id, size_t len, bool special)
 		v->size = id + 1;
 }
 
+/* Offsets into the arena have 32 bits, lengths 30; half of that is far beyond any real file. */
 static qwen_status
 reserve_bytes(qwen_vocab *v, size_t len, qwen_error *err)
 {
@@ -112,7 +115,9 @@ reserve_bytes(qwen_vocab *v, size_t len, qwen_error *err)
 	return qwen_bytes_reserve(&v->arena, len) ? QWEN_OK : qwen_fail_memory(err, len);
 }
 
-/* FNV-1a with a final mix. Keys come from the checkpoint's own file, so that nothing is gained by forging collisions. */
+/*
+ * FNV-1a with a final mix. Keys come from the checkpoint's own file, so that nothing is gained by forging collisions.
+ */
 static uint32_t
 hash_bytes(const char *bytes, size_t len)
 {
@@ -123,7 +128,9 @@ hash_bytes(const char *bytes, size_t len)
 	return (uint32_t) (h ^ h >> 32);
 }
 
-/* The slot that holds these bytes, or the free one where they belong. */
+/*
+ * The slot that holds these bytes, or the free one where they belong; at most half of them are used, so there is one.
+ */
 static int32_t *
 find_slot(const qwen_vocab *v, const char *bytes, size_t len)
 {
@@ -138,6 +145,7 @@ find_slot(const qwen_vocab *v, const char *bytes, size_t len)
 	}
 }
 
+/* The symbol's bytes are written to the end of the arena at once and stay there only if they turn out to be new. */
 qwen_status
 qwen_vocab_add_symbol(qwen_vocab *v, const char *symbol, size_t len, int64_t id, qwen_error *err)
 {

@@ -57,9 +57,9 @@ const char *qwen_vocab_bytes(const qwen_vocab *v, int32_t id, size_t *len);
 void qwen_vocab_free(qwen_vocab *v);
 
 /*
- * Writes the bytes that a symbol stands for to out (at most len) and returns their number.  Bytes 0x21-0x7E, 0xA1-0xAC and
- * 0xAE-0xFF are written as the code point of the same value, the other 68, in ascending order, as U+0100 and following.  A
- * symbol with any other character stands for its own UTF-8 bytes.
+ * Writes the bytes that a symbol stands for to out (at most len) and returns their number.  Bytes 0x21-0x7E, 0xA1-0xAC
+ * and 0xAE-0xFF are written as the code point of the same value, the other 68, in ascending order, as U+0100 and
+ * following.  A symbol with any other character stands for its own UTF-8 bytes.
  */
 size_t qwen_symbol_bytes(const char *symbol, size_t len, char *out);
 
