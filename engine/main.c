@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "cli.h"
-#include "version.h"
+#include "protocol.h"
 
 static const struct
 {

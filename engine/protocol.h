@@ -44,6 +44,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define QWEN_VERSION "0.1.0" /* the release, as in qwen.control */
+
 #define QWEN_PROTOCOL 1 /* raised with every change of this file's structs */
 
 #define QWEN_FRAME_MAX (1u << 30) /* longest payload of a frame */

@@ -16,7 +16,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
-#include "engine/version.h"
 #include "qwen.h"
 
 QWEN_MODULE_MAGIC("qwen", QWEN_VERSION);
