@@ -29,7 +29,7 @@ typedef struct fingerprint
 static const char *const foreign[] = {
 	"<function=", "preserve_thinking", "reasoning_effort", "<|vision_start|>", "<|audio_bos|>", "DeepSeek", NULL};
 
-/* Escapes as they stand in the template's source: \\n is a backslash and an n. */
+/* Newlines are written as a backslash and an n here, whichever way the template has them. */
 static const fingerprint fingerprints[] = {
 	{QWEN_CHAT_QWEN3,
 	 {"enable_thinking", "reasoning_content", "last_query_index", "# Tools", "<think>\\n\\n</think>\\n\\n"},
@@ -70,19 +70,46 @@ fits(const fingerprint *f, const char *text, size_t len)
 	return true;
 }
 
+/* The format of a template whose newlines are escaped, or QWEN_CHAT_NONE. */
+static qwen_chat_format
+find_format(const char *text, size_t len)
+{
+	for (const char *const *word = foreign; *word; word++)
+		if (contains(text, len, *word))
+			return QWEN_CHAT_NONE;
+	for (size_t i = 0; i < sizeof(fingerprints) / sizeof(fingerprints[0]); i++)
+		if (fits(&fingerprints[i], text, len))
+			return fingerprints[i].format;
+	return QWEN_CHAT_NONE;
+}
+
+/* Inside a string of Jinja a newline may be written as an escape (Qwen2.5 and later) or as itself (before). */
+static bool
+escape_newlines(const char *text, size_t len, qwen_bytes *out)
+{
+	const char *end = text + len, *newline;
+
+	while ((newline = memchr(text, '\n', (size_t) (end - text))) != NULL)
+	{
+		if (!qwen_bytes_append(out, text, (size_t) (newline - text)) || !qwen_bytes_append_str(out, "\\n"))
+			return false;
+		text = newline + 1;
+	}
+	return qwen_bytes_append(out, text, (size_t) (end - text));
+}
+
 qwen_status
 qwen_chat_fingerprint(const char *text, size_t len, qwen_chat_format *out, qwen_error *err)
 {
-	bool known = true;
+	qwen_bytes escaped = {0};
+	bool ok = escape_newlines(text, len, &escaped);
 
-	for (const char *const *word = foreign; *word; word++)
-		known = known && !contains(text, len, *word);
-	for (size_t i = 0; known && i < sizeof(fingerprints) / sizeof(fingerprints[0]); i++)
-		if (fits(&fingerprints[i], text, len))
-		{
-			*out = fingerprints[i].format;
-			return QWEN_OK;
-		}
+	*out = ok ? find_format(escaped.data, escaped.len) : QWEN_CHAT_NONE;
+	qwen_bytes_free(&escaped);
+	if (!ok)
+		return qwen_fail_memory(err, len);
+	if (*out != QWEN_CHAT_NONE)
+		return QWEN_OK;
 	qwen_fail(err, QWEN_UNSUPPORTED, "the model's chat template is not known");
 	return qwen_fail_detail(err, "Known are the templates of Qwen1.5, Qwen2, Qwen2.5, Qwen3, Qwen3-Instruct-2507 and "
 								 "Qwen3-Thinking-2507.");

@@ -340,6 +340,9 @@ templates_are_told_apart(void **state)
 	changed = replaced(QWEN1_5_TEMPLATE, "helpful assistant", "helpful assistant.");
 	assert_int_equal(fingerprint_of(changed), QWEN_CHAT_QWEN2);
 	free(changed);
+	changed = replaced(QWEN1_5_TEMPLATE, "\\n", "\n"); /* as the files of these families have it */
+	assert_int_equal(fingerprint_of(changed), QWEN_CHAT_QWEN1_5);
+	free(changed);
 	changed = replaced(QWEN1_5_TEMPLATE, "helpful assistant", "pirate");
 	assert_int_equal(fingerprint_of(changed), QWEN_CHAT_NONE);
 	free(changed);
