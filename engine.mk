@@ -42,6 +42,8 @@ $(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += -mavx512f -mavx512bw -mavx51
 
 -include $(ENGINE_OBJ:.o=.d)
 
+include test/data/data.mk
+
 # ---- unit tests (cmocka, TAP) ----
 
 UNIT_BIN = $(patsubst test/unit/%.c,$(BUILD)/unit/%,$(wildcard test/unit/test_*.c))

@@ -17,15 +17,13 @@ demo model  the recorded answers of the bundled model.
 
 import argparse
 import array
-import gzip
 import json
-import lzma
 import math
 import pathlib
-import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 
 DATA = pathlib.Path(__file__).resolve().parent / "data"
@@ -45,14 +43,9 @@ class Skipped(Exception):
     """A check cannot run on this machine; the text says why."""
 
 
-def read_lines(name):
-    """JSON lines of a file of test/data that may be stored compressed."""
-    for suffix, opener in (("", open), (".gz", gzip.open), (".xz", lzma.open)):
-        path = DATA / (name + suffix)
-        if path.exists():
-            with opener(path, "rt", encoding="utf-8") as f:
-                return [json.loads(line) for line in f]
-    raise Wrong(f"test/data/{name} is missing")
+def read_lines(path):
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
 
 
 def read_tensors(path):
@@ -159,21 +152,17 @@ def check_refused(engine, name):
 
 
 def tokenizer(engine, name):
-    """The folder of a tokenizer; stored compressed, it is unpacked into the work folder once."""
+    """The folder of a tokenizer with the reference's answers; stored compressed, it is unpacked once."""
     folder = engine.workdir / name
     if not folder.exists():
-        folder.mkdir()
-        for path in (DATA / "tokenizers" / name).iterdir():
-            opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-            target = folder / (path.stem if path.suffix in (".gz", ".xz") else path.name)
-            with opener(path, "rb") as source, open(target, "wb") as out:
-                shutil.copyfileobj(source, out)
+        with tarfile.open(DATA / "tokenizers" / f"{name}.tar.xz") as archive:
+            archive.extractall(folder)
     return folder
 
 
 def check_tokens(engine, name):
-    rows = read_lines(f"golden/tokens-{name}.jsonl")
     folder = tokenizer(engine, name)
+    rows = read_lines(folder / "tokens.jsonl")
     encoded = engine.run("tokenize", folder, [{"text": row["text"]} for row in rows])
     decoded = engine.run("detokenize", folder, [{"ids": row["ids"]} for row in rows])
     for row, ids, text in zip(rows, encoded, decoded):
@@ -185,8 +174,9 @@ def check_tokens(engine, name):
 
 
 def check_chats(engine, name):
-    rows = read_lines(f"golden/chats-{name}.jsonl")
-    answers = engine.run("render", tokenizer(engine, name),
+    folder = tokenizer(engine, name)
+    rows = read_lines(folder / "chats.jsonl")
+    answers = engine.run("render", folder,
                          [{key: row[key] for key in ("messages", "tools", "options") if key in row} for row in rows])
     for row, answer in zip(rows, answers):
         if "error" in row:
@@ -199,7 +189,7 @@ def check_chats(engine, name):
 
 def check_answers(engine, kernels):
     folder = DATA / "demo-model"
-    rows = read_lines("demo-model/answers.jsonl")
+    rows = read_lines(folder / "answers.jsonl")
     keys = ("prompt", "system", "thinking", "max_tokens")
     try:
         answers = engine.run("generate", folder, [{key: row[key] for key in keys if key in row} for row in rows],

@@ -53,6 +53,7 @@ need_tests()
 	need postgresql-client-15 test -x "$debian_pgxs/src/test/regress/pg_regress"
 	need libcmocka-dev pkg-config --exists cmocka
 	need perl command -v prove
+	need xz-utils command -v xz
 	need libipc-run-perl perl -MIPC::Run -e 1
 	need python3 command -v python3
 	want python3-pip python3 -m pip --version
