@@ -6,17 +6,18 @@ use PostgreSQL::Test::Utils;
 use QwenNode;
 use Test::More;
 
-my $node = QwenNode->create('main');
-my $chat = q{[{"role": "user", "content": "a confidential question"}]};
+# The server's own tests log all statements.
+my $node = QwenNode->create('main', log_statement => 'none');
+my $chat = '[{"role": "user", "content": "a confidential question"}]';
 my $ask = "SELECT qwen_generate(prompt, on_error => 'null'), qwen_chat('$chat') FROM secrets";
 
-# Texts that come from a table, so that the log of a failing statement cannot show them either; one of them fails.
+# One of the prompts is refused.
 $node->safe_psql('postgres', q{
 	CREATE TABLE secrets (prompt text);
 	INSERT INTO secrets VALUES ('a secret question'), (repeat('a secret question', 5000))});
 $node->safe_psql('postgres', $ask);
 like($node->error_of('SELECT qwen_generate(prompt) FROM secrets'), qr/^54000 /, 'a prompt that is refused');
-unlike(slurp_file($node->logfile), qr/(?:a secret|prompt: .*confidential) question/, 'no prompt in the log by default');
+unlike(slurp_file($node->logfile), qr/a secret question|confidential/, 'no prompt in the log by default');
 
 $node->safe_psql('postgres', "SET qwen.log_prompts = on; $ask");
 like(slurp_file($node->logfile), qr/LOG:  qwen prompt: a secret question$/m, 'with qwen.log_prompts they are logged');
