@@ -271,18 +271,19 @@ on_done(void *arg, uint64_t id, const qwen_done *done, const int32_t *ids, size_
 {
 	run *r = arg;
 	answer *a = &r->answers[id - 1];
+	json_t *message = a->is_chat ? json_loadb(a->text.data, a->text.len, 0, NULL) : NULL;
 	json_t *list = json_array();
 	json_t *text = json_null();
 
 	for (size_t i = 0; i < n_ids; i++)
 		json_array_append_new(list, json_integer(ids[i]));
-	if (qwen_engine_tokenizer(r->engine))
+	if (message)
+		text = json_incref(json_object_get(message, "content"));
+	else if (qwen_engine_tokenizer(r->engine))
 		text = json_stringn(a->text.data ? a->text.data : "", a->text.len);
-	a->out = json_pack("{s:o, s:o, s:s, s:i, s:i, s:i}", "text", text, "ids", list, "finish_reason",
+	a->out = json_pack("{s:o, s:o, s:s, s:i, s:i, s:i, s:o*}", "text", text, "ids", list, "finish_reason",
 					   qwen_finish_name(done->finish_reason), "prompt_tokens", done->prompt_tokens, "cached_tokens",
-					   done->cached_tokens, "output_tokens", done->output_tokens);
-	if (a->is_chat)
-		json_object_set_new(a->out, "message", json_loadb(a->text.data, a->text.len, 0, NULL));
+					   done->cached_tokens, "output_tokens", done->output_tokens, "message", message);
 	qwen_bytes_free(&a->text);
 	print_ready(r);
 }

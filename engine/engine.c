@@ -79,7 +79,17 @@ open_tokenizer(qwen_engine *e, const char *path, qwen_error *err)
 		*err = (qwen_error){0};
 		return QWEN_OK;
 	}
-	return qwen_chat_detect(path, &e->chat_format, err);
+	if (qwen_chat_detect(path, &e->chat_format, err) == QWEN_OK)
+	{
+		*err = (qwen_error){0};
+		return QWEN_OK;
+	}
+	/* A template that is not known is no reason to refuse raw continuations. */
+	if (err->status != QWEN_UNSUPPORTED)
+		return err->status;
+	e->chat_error = *err;
+	*err = (qwen_error){0};
+	return QWEN_OK;
 }
 
 /* Rows of the head beyond the tokenizer's ids are padding and must never be drawn. */
@@ -228,18 +238,28 @@ advance(qwen_engine *e, qwen_sequence *seq, float *logits)
 		deliver(e, seq);
 }
 
+/* Whether a model that was free to think did so. */
+static bool
+begins_with_think(const qwen_bytes *text)
+{
+	size_t at = text->len ? strspn(text->data, " \t\r\n") : 0;
+
+	return text->len && !strncmp(text->data + at, "<think>", strlen("<think>"));
+}
+
 /* Replaces the raw text of a CHAT answer by its message as JSON. */
 static qwen_status
 make_message(qwen_sequence *seq, qwen_error *err)
 {
 	qwen_bytes text = seq->out.ready;
+	bool thinking = seq->out.in_thinking || (seq->out.may_think && begins_with_think(&text));
 	json_t *message;
 	char *dump;
 	bool ok;
 
 	seq->out.ready = (qwen_bytes){0};
 	seq->out.skip = seq->message_skip;
-	if (qwen_chat_parse(text.data ? text.data : "", text.len, seq->out.in_thinking, &message, err) != QWEN_OK)
+	if (qwen_chat_parse(text.data ? text.data : "", text.len, thinking, &message, err) != QWEN_OK)
 	{
 		qwen_bytes_free(&text);
 		return err->status;

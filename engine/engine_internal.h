@@ -15,6 +15,7 @@ struct qwen_engine
 	qwen_model *model;
 	qwen_tokenizer *tokenizer; /* NULL: the folder has none */
 	qwen_chat_format chat_format;
+	qwen_error chat_error;         /* why the folder's chat template cannot be applied; status QWEN_OK: it can */
 	bool *allowed;                 /* [vocab_size] ids that have a token; NULL: all */
 	int32_t eos[QWEN_MAX_EOS + 1]; /* the union of all sources */
 	int32_t n_eos;

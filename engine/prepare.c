@@ -201,8 +201,9 @@ prepare_generation(qwen_engine *engine, const qwen_request *r, qwen_sequence *se
 		return too_long(engine, seq->tokens.len, err);
 	if (r->head.kind != QWEN_KIND_COMPLETE)
 	{
-		seq->out.in_thinking = opened || thinking;
-		seq->out.filter_thinking = seq->out.in_thinking && r->head.kind == QWEN_KIND_GENERATE;
+		seq->out.in_thinking = opened;
+		seq->out.may_think = thinking;
+		seq->out.filter_thinking = (opened || thinking) && r->head.kind == QWEN_KIND_GENERATE;
 		seq->out.think.inside = opened;
 		seq->out.think.decided = opened;
 	}
@@ -262,6 +263,11 @@ render_ids(qwen_engine *engine, const qwen_request *r, const json_t *messages, q
 	qwen_chat_prompt prompt = {0};
 	qwen_status status;
 
+	if (engine->chat_error.status != QWEN_OK)
+	{
+		*err = engine->chat_error;
+		return err->status;
+	}
 	if (engine->chat_format == QWEN_CHAT_NONE)
 	{
 		qwen_fail(err, QWEN_UNSUPPORTED, "the model has no chat template");

@@ -28,6 +28,7 @@ typedef struct qwen_output
 	qwen_think_filter think;
 	bool filter_thinking;
 	bool in_thinking; /* the prompt left a think block open (CHAT) */
+	bool may_think;   /* the model may open one itself (CHAT) */
 	bool raw;         /* bytes that are not text: NULs stay */
 	char **stop;      /* [n_stop] */
 	size_t *stop_len;

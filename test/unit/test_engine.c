@@ -400,6 +400,16 @@ a_chat_gives_a_message(void **state)
 	run_all();
 	assert_string_equal(results[2].text.data, results[1].text.data + 10);
 	json_decref(message);
+
+	/* a model that was free to think and did not: all of it is the answer */
+	r.id = 3;
+	r.head.skip = 0;
+	r.head.flags = QWEN_FLAG_THINKING;
+	submit(&r);
+	run_all();
+	message = json_loads(results[3].text.data, 0, NULL);
+	assert_true(strlen(json_string_value(json_object_get(message, "content"))) > 0);
+	json_decref(message);
 	json_decref(messages);
 }
 
