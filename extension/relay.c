@@ -237,6 +237,31 @@ push_short(uint32 type, uint64 id, uint32 length, uint64 value)
 	outbox.control_length += size;
 }
 
+/* A stream may wait for its reader for ever, and nobody shall wait with it. */
+static bool
+is_suspect(const QwenSlot *slot)
+{
+	const qwen_request_header *request = (const qwen_request_header *) qwen_slot_request(slot);
+
+	return slot->deaths >= QWEN_MAX_DEATHS - 1 && !(request->flags & QWEN_FLAG_STREAM);
+}
+
+/*
+ * Whether the first request of the queue has to wait for what runs.  One more death and a suspect would fail, so it runs
+ * alone: if it is the cause, no other request is counted with it; if it is not, it has the engine for itself and is soon
+ * done.  The caller holds the control lock.  `deaths` changes in this process only.
+ */
+static bool
+must_wait(void)
+{
+	dlist_head *running = &qwen_shared->running;
+
+	if (dlist_is_empty(running))
+		return false;
+	return is_suspect(dlist_head_element(QwenSlot, link, &qwen_shared->queue)) ||
+		   is_suspect(dlist_head_element(QwenSlot, link, running));
+}
+
 /* Makes the first request of the queue the one to send; false if there is none or the engine takes none. */
 static bool
 take_request(void)
@@ -248,7 +273,7 @@ take_request(void)
 		return false;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
-	if (dlist_is_empty(&qwen_shared->queue))
+	if (dlist_is_empty(&qwen_shared->queue) || must_wait())
 	{
 		LWLockRelease(qwen_control_lock());
 		return false;
