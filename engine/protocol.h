@@ -131,7 +131,7 @@ typedef struct qwen_request_header
 	float frequency_penalty;
 	float repetition_penalty;
 	int32_t priority; /* -1 batch, 0 normal, 1 interactive */
-	int32_t reserved;
+	int32_t session;  /* requests of one session share its turn; the backend's pid */
 } qwen_request_header;
 
 typedef struct qwen_field
