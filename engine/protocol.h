@@ -197,8 +197,11 @@ typedef struct qwen_done
 	int32_t prompt_tokens;
 	int32_t cached_tokens;
 	int32_t output_tokens;
-	uint64_t queue_us; /* from arrival to the first step */
-	uint64_t run_us;   /* from the first step to the end */
+	int32_t steps;           /* forward passes that it took part in */
+	uint64_t batched_tokens; /* tokens of all sequences that these computed */
+	uint64_t queue_us;       /* from arrival to the first step */
+	uint64_t first_us;       /* from the first step to the first token of the answer */
+	uint64_t run_us;         /* from the first step to the end */
 } qwen_done;
 
 typedef struct qwen_progress
@@ -261,6 +264,9 @@ typedef struct qwen_heartbeat
 	int32_t waiting;
 	int32_t kv_blocks_used;
 	int32_t kv_blocks;
+	uint64_t batched_tokens; /* computed in all steps */
+	uint64_t cached_tokens;  /* taken from the prefix cache instead */
+	uint64_t preemptions;    /* sequences that had to give their cache back and start again */
 } qwen_heartbeat;
 
 #endif
