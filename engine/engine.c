@@ -14,6 +14,7 @@
 static qwen_status open_tokenizer(qwen_engine *e, const char *path, qwen_error *err);
 static bool mark_allowed(qwen_engine *e);
 static void collect_eos(qwen_engine *e);
+static void announce(const qwen_engine *e);
 static void advance(qwen_engine *e, qwen_sequence *seq, float *logits);
 static void finish(qwen_engine *e, qwen_sequence *seq, qwen_finish_reason reason, bool stopped);
 static void deliver(qwen_engine *e, qwen_sequence *seq);
@@ -186,6 +187,8 @@ qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 	*ran = qwen_scheduler_build(s);
 	if (!*ran)
 		return QWEN_OK;
+	if (e->events.started)
+		announce(e);
 	if (qwen_model_forward(e->model, &s->batch, e->logits, err) != QWEN_OK)
 		return err->status;
 	e->steps++;
@@ -200,6 +203,20 @@ qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 			advance(e, seq, e->logits + vocab * row++);
 	}
 	return QWEN_OK;
+}
+
+/* Tells of the sequences whose first step this is. */
+static void
+announce(const qwen_engine *e)
+{
+	for (int32_t i = 0; i < e->scheduler.batch.n_seqs; i++)
+	{
+		const qwen_sequence *seq = e->scheduler.members[i];
+		qwen_progress p = {seq->n_prompt, 0, 1};
+
+		if (seq->done.steps == 0)
+			e->events.started(e->events.arg, seq->id, &p);
+	}
 }
 
 static bool
@@ -329,7 +346,7 @@ qwen_engine_each(const qwen_engine *e, void (*fn)(void *arg, uint64_t id, const 
 	for (int32_t i = 0; i < e->scheduler.n_running; i++)
 	{
 		const qwen_sequence *seq = e->scheduler.running[i];
-		qwen_progress p = {seq->n_prompt, seq->done.output_tokens};
+		qwen_progress p = {seq->n_prompt, seq->done.output_tokens, 1};
 
 		fn(arg, seq->id, &p);
 	}

@@ -20,7 +20,7 @@
  *	engine -> worker
  *		STATE		0		qwen_engine_state: sent first, on progress, on every change
  *		HEARTBEAT	0		qwen_heartbeat, once a second, from the thread that reads the socket
- *		PROGRESS	id		qwen_progress: on admission, then with each heartbeat
+ *		PROGRESS	id		qwen_progress: when its prompt is known, when it starts, then with each heartbeat
  *		DATA		id		a piece of the answer, 1 .. QWEN_DATA_MAX bytes
  *		DONE		id		qwen_done: the answer is complete
  *		ERROR		id		qwen_wire_error: the request failed; nothing follows
@@ -208,6 +208,7 @@ typedef struct qwen_progress
 {
 	int32_t prompt_tokens;
 	int32_t output_tokens;
+	int32_t running; /* 0: it waits for its turn */
 } qwen_progress;
 
 /* An error as SQL raises it; all strings NUL-terminated, detail and hint may be empty. */
