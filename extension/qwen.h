@@ -7,10 +7,13 @@
  *	  shared.c		the shared memory: request slots, queue, payload arena
  *	  client.c		a backend's calls: submit, receive, release
  *	  inspect.c		copies of the shared state, orders to the worker, errors
+ *	  stat.c		cumulative counters (stat.h)
  *	  worker.c		the background worker: its main loop
  *	  supervisor.c	the engine process: start, watch, end, restart
  *	  relay.c		frames between the slots and the engine's socket
  *	  options.c		named arguments and options jsonb -> request
+ *	  batch_plan.c, batch_rewrite.c, batch_exec.c, batch_cache.c, batch_explain.c
+ *					the plan node QwenBatch (batch.h)
  *	  generate.c, chat.c, stream.c, tokens.c, status.c, admin.c
  *					SQL functions
  *
@@ -113,6 +116,9 @@ extern bool qwen_call_ready(QwenCall *call);
 /* Cancels what still runs, gives the slot back and frees the call. */
 extern void qwen_call_release(QwenCall *call);
 
+/* The SQLSTATE of an error of the engine, as errcode() takes it. */
+extern int qwen_error_code(const qwen_wire_error *error);
+
 /* Raises an error of the engine as SQL error. */
 pg_noreturn extern void qwen_raise(const qwen_wire_error *error);
 
@@ -139,8 +145,9 @@ typedef struct QwenRequestInfo
 	int pid;
 	Oid userid;
 	Oid databaseid;
-	const char *state; /* "queued", "running", "done", "cancelled" */
-	const char *kind;  /* "generate", ... */
+	const char *state;  /* "queued", "running", "done", "cancelled" */
+	int queue_position; /* of a queued one, from 1; 0: not queued */
+	const char *kind;   /* "generate", ... */
 	int priority;
 	int32 prompt_tokens;
 	int32 output_tokens;
@@ -148,7 +155,7 @@ typedef struct QwenRequestInfo
 	TimestampTz submitted;
 } QwenRequestInfo;
 
-/* Copies the slots in use into a palloc'd array. */
+/* Copies the slots in use into a palloc'd array, in the order in which the engine begins with them. */
 extern int qwen_list_requests(QwenRequestInfo **out);
 
 /* Asks the worker to re-read the settings and restart the engine; returns when the worker has taken the order. */
