@@ -17,7 +17,7 @@
 #include "miscadmin.h"
 
 #include "engine/version.h"
-#include "qwen.h"
+#include "batch.h"
 
 QWEN_MODULE_MAGIC("qwen", QWEN_VERSION);
 
@@ -34,4 +34,5 @@ _PG_init(void)
 
 	qwen_request_shared_memory();
 	qwen_register_worker();
+	qwen_install_batching();
 }

@@ -38,10 +38,16 @@ typedef enum QwenOnError
 	QWEN_ON_ERROR_NULL
 } QwenOnError;
 
+typedef enum QwenCache
+{
+	QWEN_CACHE_OFF,       /* every request is computed anew, from its first token */
+	QWEN_CACHE_STATEMENT, /* equal greedy requests of a statement are run once */
+	QWEN_CACHE_SHARED     /* in this version the same */
+} QwenCache;
+
 /* engine settings: sighup, take effect at qwen_reload() */
 extern char *qwen_model;
 extern char *qwen_device_map;
-extern char *qwen_max_memory;
 extern char *qwen_dtype;
 extern int qwen_max_model_len;
 extern int qwen_max_sequences;
@@ -64,10 +70,16 @@ extern int qwen_seed;
 extern char *qwen_system;
 extern bool qwen_thinking;
 extern int qwen_on_error;      /* QwenOnError */
+extern int qwen_cache;         /* QwenCache */
 extern int qwen_priority;      /* -1 batch, 0 normal, 1 interactive; superuser */
 extern int qwen_wait_ready;    /* ms */
 extern int qwen_queue_timeout; /* ms */
 extern bool qwen_log_prompts;  /* superuser */
+
+/* many rows at a time: user */
+extern bool qwen_batch_scan;
+extern int qwen_batch_rows;
+extern bool qwen_debug_require_batch;
 
 extern void qwen_define_settings(void);
 
