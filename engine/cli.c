@@ -23,6 +23,7 @@ typedef struct model_numbers
 	const char *max_model_len;
 	const char *max_sequences;
 	const char *kv_memory;
+	const char *prefix_cache;
 } model_numbers;
 
 /* All options of one command, common ones first. */
@@ -49,6 +50,8 @@ add_model_options(option_list *list, qwen_model_options *model, model_numbers *n
 		{"kv-memory", 0, "SIZE", "memory for the KV cache, e.g. 2GiB (default: auto)", &numbers->kv_memory, NULL},
 		{"max-model-len", 0, "N", "tokens of one sequence (default: the model's)", &numbers->max_model_len, NULL},
 		{"max-sequences", 0, "N", "sequences decoded at once (default: 256)", &numbers->max_sequences, NULL},
+		{"prefix-cache", 0, "on|off", "share the cache of equal beginnings (default: on)", &numbers->prefix_cache,
+		 NULL},
 		{"threads", 0, "N", "threads (default: the cores this process may use)", &numbers->threads, NULL},
 		{NULL},
 	};
@@ -178,6 +181,16 @@ parse_size(const char *option, const char *text, size_t *out)
 }
 
 static bool
+parse_switch(const char *option, const char *text, bool *off)
+{
+	*off = !strcmp(text, "off");
+	if (*off || !strcmp(text, "on"))
+		return true;
+	fprintf(stderr, "qwen-engine: --%s must be on or off, not \"%s\"\n", option, text);
+	return false;
+}
+
+static bool
 check_numbers(const model_numbers *numbers, qwen_model_options *model)
 {
 	return (!numbers->threads || qwen_cli_int("threads", numbers->threads, 0, 1024, &model->threads)) &&
@@ -186,7 +199,8 @@ check_numbers(const model_numbers *numbers, qwen_model_options *model)
 		   (!numbers->max_sequences ||
 			qwen_cli_int("max-sequences", numbers->max_sequences, 1, 1 << 16, &model->max_sequences)) &&
 		   (!numbers->kv_memory || !strcmp(numbers->kv_memory, "auto") ||
-			parse_size("kv-memory", numbers->kv_memory, &model->kv_memory));
+			parse_size("kv-memory", numbers->kv_memory, &model->kv_memory)) &&
+		   (!numbers->prefix_cache || parse_switch("prefix-cache", numbers->prefix_cache, &model->no_prefix_cache));
 }
 
 int

@@ -7,12 +7,14 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "engine_internal.h"
 
 static qwen_status open_tokenizer(qwen_engine *e, const char *path, qwen_error *err);
 static bool mark_allowed(qwen_engine *e);
 static void collect_eos(qwen_engine *e);
+static void announce(const qwen_engine *e);
 static void advance(qwen_engine *e, qwen_sequence *seq, float *logits);
 static void finish(qwen_engine *e, qwen_sequence *seq, qwen_finish_reason reason, bool stopped);
 static void deliver(qwen_engine *e, qwen_sequence *seq);
@@ -39,13 +41,15 @@ qwen_engine_open(const qwen_model_options *options, qwen_progress_fn progress, v
 	rows = (size_t) qwen_model_max_sequences(e->model);
 	e->logits = malloc(rows * vocab * sizeof(float));
 	if (e->logits == NULL || !mark_allowed(e) || !(e->sampler = qwen_sampler_new((int32_t) vocab, e->allowed)) ||
+		getrandom(e->kv_key, sizeof(e->kv_key), 0) != sizeof(e->kv_key) ||
 		!qwen_scheduler_init(&e->scheduler, (int32_t) rows, qwen_model_step_tokens(e->model),
-							 qwen_model_kv_blocks(e->model)))
+							 qwen_model_kv_blocks(e->model), e->kv_key))
 	{
 		qwen_fail_memory(err, rows * vocab * sizeof(float));
 		goto failed;
 	}
 	collect_eos(e);
+	e->prefix_cache = !opts.no_prefix_cache;
 	*out = e;
 	return QWEN_OK;
 
@@ -142,8 +146,15 @@ qwen_engine_tokenizer(const qwen_engine *e)
 void
 qwen_engine_submit(qwen_engine *e, qwen_sequence *seq)
 {
-	qwen_scheduler_add(&e->scheduler, seq);
-	if (seq->state == QWEN_SEQ_FLUSHING)
+	if (!qwen_scheduler_add(&e->scheduler, seq))
+	{
+		qwen_error err;
+
+		qwen_fail_memory(&err, sizeof(qwen_session));
+		e->events.failed(e->events.arg, seq->id, &err);
+		qwen_sequence_free(seq);
+	}
+	else if (seq->state == QWEN_SEQ_FLUSHING)
 		deliver(e, seq);
 }
 
@@ -181,22 +192,41 @@ qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 	qwen_scheduler *s = &e->scheduler;
 	size_t vocab = (size_t) qwen_model_config(e->model)->vocab_size;
 	size_t row = 0;
+	uint64_t begin = qwen_now_us();
 
 	*ran = qwen_scheduler_build(s);
 	if (!*ran)
 		return QWEN_OK;
+	if (e->events.started)
+		announce(e);
 	if (qwen_model_forward(e->model, &s->batch, e->logits, err) != QWEN_OK)
 		return err->status;
 	e->steps++;
+	qwen_scheduler_computed(s, qwen_now_us() - begin);
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{
 		qwen_sequence *seq = s->members[i];
 
-		seq->n_computed += s->seqs[i].n_tokens;
+		seq->done.steps++;
+		seq->done.batched_tokens += (uint64_t) s->batch.n_tokens;
 		if (qwen_sequence_pending(seq) == 0)
 			advance(e, seq, e->logits + vocab * row++);
 	}
 	return QWEN_OK;
+}
+
+/* Tells of the sequences whose first step this is. */
+static void
+announce(const qwen_engine *e)
+{
+	for (int32_t i = 0; i < e->scheduler.batch.n_seqs; i++)
+	{
+		const qwen_sequence *seq = e->scheduler.members[i];
+		qwen_progress p = {seq->n_prompt, 0, 1};
+
+		if (seq->done.steps == 0)
+			e->events.started(e->events.arg, seq->id, &p);
+	}
 }
 
 static bool
@@ -216,6 +246,8 @@ advance(qwen_engine *e, qwen_sequence *seq, float *logits)
 		qwen_sample(e->sampler, &seq->sampling, logits, seq->tokens.data, (int32_t) seq->tokens.len, seq->n_prompt);
 	bool stopped = false;
 
+	if (seq->tokens.len == (size_t) seq->n_prompt)
+		seq->done.first_us = qwen_now_us() - seq->started_us;
 	if (is_eos(e, id) && !(seq->flags & QWEN_FLAG_IGNORE_EOS))
 	{
 		finish(e, seq, QWEN_FINISH_STOP, false);
@@ -322,7 +354,10 @@ qwen_engine_heartbeat(const qwen_engine *e, qwen_heartbeat *out)
 							.running = s->n_running,
 							.waiting = qwen_scheduler_waiting(s),
 							.kv_blocks_used = s->pool.n_blocks - s->pool.n_free,
-							.kv_blocks = s->pool.n_blocks};
+							.kv_blocks = s->pool.n_blocks,
+							.batched_tokens = s->batched_tokens,
+							.cached_tokens = s->cached_tokens,
+							.preemptions = s->preemptions};
 }
 
 void
@@ -331,7 +366,7 @@ qwen_engine_each(const qwen_engine *e, void (*fn)(void *arg, uint64_t id, const 
 	for (int32_t i = 0; i < e->scheduler.n_running; i++)
 	{
 		const qwen_sequence *seq = e->scheduler.running[i];
-		qwen_progress p = {seq->n_prompt, seq->done.output_tokens};
+		qwen_progress p = {seq->n_prompt, seq->done.output_tokens, 1};
 
 		fn(arg, seq->id, &p);
 	}

@@ -49,6 +49,7 @@ typedef struct qwen_events
 	void (*data)(void *arg, uint64_t id, const char *data, size_t len);
 	void (*done)(void *arg, uint64_t id, const qwen_done *done, const int32_t *ids, size_t n_ids);
 	void (*failed)(void *arg, uint64_t id, const qwen_error *err);
+	void (*started)(void *arg, uint64_t id, const qwen_progress *progress); /* NULL: not wanted */
 	void *arg;
 	uint64_t window; /* unread bytes of DATA records allowed per sequence, 0 = no limit */
 } qwen_events;

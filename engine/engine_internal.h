@@ -19,6 +19,8 @@ struct qwen_engine
 	bool *allowed;                 /* [vocab_size] ids that have a token; NULL: all */
 	int32_t eos[QWEN_MAX_EOS + 1]; /* the union of all sources */
 	int32_t n_eos;
+	bool prefix_cache;
+	uint64_t kv_key[2]; /* of the names of cached blocks */
 
 	/* of the stepping thread */
 	qwen_events events;

@@ -20,9 +20,10 @@ typedef struct qwen_model_options
 	const char *dtype;      /* "auto", "bfloat16", "float16", "float32" */
 	int threads;            /* 0 = auto */
 	int max_model_len; /* 0 = the configuration's max_position_embeddings (or what memory allows: never silently less) */
-	int max_sequences; /* rows of logits and sequences in one step */
-	int step_tokens;   /* most tokens of one forward call */
-	size_t kv_memory;  /* bytes for the KV cache, 0 = auto */
+	int max_sequences;    /* rows of logits and sequences in one step */
+	int step_tokens;      /* most tokens of one forward call */
+	size_t kv_memory;     /* bytes for the KV cache, 0 = auto */
+	bool no_prefix_cache; /* of the engine: blocks of the cache are not shared between requests */
 } qwen_model_options;
 
 /* Called while loading, from the loading thread. */

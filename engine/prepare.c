@@ -40,6 +40,7 @@ qwen_engine_prepare(qwen_engine *engine, const qwen_request *request, qwen_seque
 	seq->kind = request->head.kind;
 	seq->flags = request->head.flags;
 	seq->priority = request->head.priority;
+	seq->session = request->head.session;
 	if (seq->kind == QWEN_KIND_CHAT)
 		seq->message_skip = request->head.skip;
 	else
@@ -78,6 +79,7 @@ qwen_sequence_free(qwen_sequence *seq)
 	qwen_output_free(&seq->out);
 	qwen_ids_free(&seq->tokens);
 	free(seq->blocks);
+	free(seq->names);
 	free(seq);
 }
 
@@ -164,23 +166,38 @@ too_long(const qwen_engine *engine, size_t needed, qwen_error *err)
 		err, "Shorten the prompt, raise qwen.max_model_len, or allow cutting with options => '{\"truncate\": true}'.");
 }
 
+/* Names the full blocks of the prompt; those of the answer follow as it grows. */
+static void
+name_prompt(const qwen_engine *engine, qwen_sequence *seq)
+{
+	for (int32_t i = 0; i < seq->n_prompt / QWEN_KV_BLOCK; i++)
+		seq->names[i] =
+			qwen_kv_name(engine->kv_key, i ? seq->names[i - 1] : 0, seq->tokens.data + (size_t) i * QWEN_KV_BLOCK);
+	seq->n_names = seq->n_prompt / QWEN_KV_BLOCK;
+}
+
 /* Reserves the tokens and the list of cache blocks for the longest answer that fits. */
 static qwen_status
 reserve(const qwen_engine *engine, const qwen_request_header *h, qwen_sequence *seq, qwen_error *err)
 {
 	size_t room = (size_t) qwen_model_max_len(engine->model) - seq->tokens.len;
 	size_t n_prompt = seq->tokens.len;
-	size_t total;
+	size_t total, max_blocks;
+	bool cached = engine->prefix_cache && !(h->flags & QWEN_FLAG_NO_CACHE);
 
 	seq->n_prompt = seq->done.prompt_tokens = (int32_t) n_prompt;
 	seq->max_tokens = (size_t) h->max_tokens < room ? h->max_tokens : (int32_t) room;
 	total = n_prompt + (size_t) seq->max_tokens;
 	if (!qwen_ids_reserve(&seq->tokens, total))
 		return qwen_fail_memory(err, total * sizeof(int32_t));
-	seq->n_blocks = (int32_t) ((total + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK);
-	seq->blocks = malloc((size_t) seq->n_blocks * sizeof(int32_t));
-	if (!seq->blocks)
-		return qwen_fail_memory(err, (size_t) seq->n_blocks * sizeof(int32_t));
+	max_blocks = (total + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK;
+	seq->blocks = malloc(max_blocks * sizeof(int32_t));
+	if (cached)
+		seq->names = malloc(max_blocks * sizeof(uint64_t));
+	if (!seq->blocks || (!seq->names && cached))
+		return qwen_fail_memory(err, max_blocks * (sizeof(int32_t) + sizeof(uint64_t)));
+	if (seq->names)
+		name_prompt(engine, seq);
 	return QWEN_OK;
 }
 

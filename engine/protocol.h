@@ -20,7 +20,7 @@
  *	engine -> worker
  *		STATE		0		qwen_engine_state: sent first, on progress, on every change
  *		HEARTBEAT	0		qwen_heartbeat, once a second, from the thread that reads the socket
- *		PROGRESS	id		qwen_progress: on admission, then with each heartbeat
+ *		PROGRESS	id		qwen_progress: when its prompt is known, when it starts, then with each heartbeat
  *		DATA		id		a piece of the answer, 1 .. QWEN_DATA_MAX bytes
  *		DONE		id		qwen_done: the answer is complete
  *		ERROR		id		qwen_wire_error: the request failed; nothing follows
@@ -133,7 +133,7 @@ typedef struct qwen_request_header
 	float frequency_penalty;
 	float repetition_penalty;
 	int32_t priority; /* -1 batch, 0 normal, 1 interactive */
-	int32_t reserved;
+	int32_t session;  /* requests of one session share its turn; the backend's pid */
 } qwen_request_header;
 
 typedef struct qwen_field
@@ -199,14 +199,18 @@ typedef struct qwen_done
 	int32_t prompt_tokens;
 	int32_t cached_tokens;
 	int32_t output_tokens;
-	uint64_t queue_us; /* from arrival to the first step */
-	uint64_t run_us;   /* from the first step to the end */
+	int32_t steps;           /* forward passes that it took part in */
+	uint64_t batched_tokens; /* tokens of all sequences that these computed */
+	uint64_t queue_us;       /* from arrival to the first step */
+	uint64_t first_us;       /* from the first step to the first token of the answer */
+	uint64_t run_us;         /* from the first step to the end */
 } qwen_done;
 
 typedef struct qwen_progress
 {
 	int32_t prompt_tokens;
 	int32_t output_tokens;
+	int32_t running; /* 0: it waits for its turn */
 } qwen_progress;
 
 /* An error as SQL raises it; all strings NUL-terminated, detail and hint may be empty. */
@@ -263,6 +267,9 @@ typedef struct qwen_heartbeat
 	int32_t waiting;
 	int32_t kv_blocks_used;
 	int32_t kv_blocks;
+	uint64_t batched_tokens; /* computed in all steps */
+	uint64_t cached_tokens;  /* taken from the prefix cache instead */
+	uint64_t preemptions;    /* sequences that had to give their cache back and start again */
 } qwen_heartbeat;
 
 #endif

@@ -3,7 +3,8 @@
  *	  One request inside the engine: its tokens, its cache blocks and its
  *	  answer on the way out.  Private to the engine; callers see engine.h.
  *
- *	  WAITING --admitted--> RUNNING --last token--> FLUSHING --all sent--> gone
+ *	  WAITING --started--> RUNNING --last token--> FLUSHING --all sent--> gone
+ *			 <-preempted--
  *
  * A request that needs no model (tokenise, count, detokenise) is born
  * FLUSHING with its answer complete.
@@ -54,8 +55,13 @@ struct qwen_sequence
 	int32_t n_prompt;
 	int32_t max_tokens;
 	int32_t n_computed; /* tokens whose keys and values are in the cache */
-	int32_t *blocks;    /* [n_blocks] of the KV cache, all that the sequence can ever need */
+	int32_t *blocks;    /* [n_blocks] of the KV cache; room for all that the sequence can ever need */
 	int32_t n_blocks;
+	uint64_t *names; /* [n_names] of its full blocks for the prefix cache; NULL: neither read nor filled */
+	int32_t n_names;
+	int32_t n_published; /* full blocks that others may share */
+	int32_t session;     /* requests with the same number share a turn */
+	int32_t session_at;  /* its place among the scheduler's sessions */
 
 	qwen_output out;
 	uint64_t message_skip; /* CHAT: what to leave out of the message, which is made at the end */
@@ -65,6 +71,13 @@ struct qwen_sequence
 
 	qwen_sequence *next; /* in the scheduler's list of its state */
 };
+
+/* A streaming sequence whose reader is behind does not go on. */
+static inline bool
+qwen_sequence_is_stalled(const qwen_sequence *seq)
+{
+	return (seq->flags & QWEN_FLAG_STREAM) && seq->out.sent < seq->out.ready.len;
+}
 
 /* Tokens that are not computed yet. */
 static inline int32_t

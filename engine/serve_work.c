@@ -217,7 +217,7 @@ on_failed(void *arg, uint64_t id, const qwen_error *err)
 }
 
 static void
-on_each(void *arg, uint64_t id, const qwen_progress *progress)
+on_running(void *arg, uint64_t id, const qwen_progress *progress)
 {
 	qwen_server_send(arg, QWEN_FRAME_PROGRESS, id, progress, sizeof(*progress));
 }
@@ -308,7 +308,7 @@ run(qwen_server *s)
 			break;
 		}
 		if (progress_due)
-			qwen_engine_each(s->engine, on_each, s);
+			qwen_engine_each(s->engine, on_running, s);
 		publish(s);
 	}
 	for (size_t i = 0; i < inbox.len / sizeof(qwen_command); i++)
@@ -320,7 +320,8 @@ void *
 qwen_server_compute(void *arg)
 {
 	qwen_server *s = arg;
-	qwen_events events = {.data = on_data, .done = on_done, .failed = on_failed, .arg = s, .window = QWEN_WINDOW};
+	qwen_events events = {
+		.data = on_data, .done = on_done, .failed = on_failed, .started = on_running, .arg = s, .window = QWEN_WINDOW};
 
 	if (load(s))
 	{

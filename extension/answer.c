@@ -12,10 +12,12 @@
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 
 #include "answer.h"
 #include "shared.h"
+#include "stat.h"
 
 QwenCall *
 qwen_submit(const StringInfo request, bool nowait, qwen_wire_error *error)
@@ -28,6 +30,7 @@ qwen_submit(const StringInfo request, bool nowait, qwen_wire_error *error)
 				 "The request needs %zu bytes, the queue holds at most %zu bytes.", qwen_chunk_size(request->len),
 				 qwen_shared->largest_chunk);
 		strlcpy(error->hint, "Raise qwen.queue_memory and restart the server.", sizeof(error->hint));
+		qwen_stat_count_error(GetUserId(), ERRCODE_PROGRAM_LIMIT_EXCEEDED);
 		return NULL;
 	}
 	return qwen_call_submit(request, nowait);

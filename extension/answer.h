@@ -5,6 +5,7 @@
  *
  *	  request.c		texts and options -> the bytes of a request
  *	  answer.c		a call -> its whole answer, or the failure of a row
+ *	  functions.c	the generating functions in two halves, and which they are
  *	  failures.c	counting of failures that became NULL
  *
  * A failure is of the row (its text is too long, has a character that the
@@ -77,6 +78,43 @@ extern char *qwen_message_text(const char *message);
 
 /* Fills an error; the message is a format. */
 extern void qwen_set_error(qwen_wire_error *error, int sqlstate, const char *format, ...) pg_attribute_printf(3, 4);
+
+/* ---- functions.c, and the functions' own files ---- */
+
+/* What a generating function asks for one row. */
+typedef struct QwenAsk
+{
+	StringInfoData request; /* allocated in the caller's context; data is NULL when it could not be built */
+	QwenOnError on_error;
+	qwen_wire_error error; /* why there is no request */
+} QwenAsk;
+
+/*
+ * A generating function in two halves: arguments -> request, and answer -> value.  The SQL function is one after the
+ * other; the plan node QwenBatch puts many rows between them, so both give the same for the same row.
+ *
+ * prepare: false when the subject is NULL; then so is the result and nothing is asked.  Raises what is wrong with options.
+ * finish: the value, fcinfo->isnull set as by a function; needs fcinfo->flinfo alone.  Raises or counts a failure of the
+ * row, as on_error says.  The answer stays the caller's.
+ */
+typedef struct QwenFunction
+{
+	PGFunction entry;
+	const char *name; /* of the entry in the library */
+	bool (*prepare)(FunctionCallInfo fcinfo, QwenAsk *ask);
+	Datum (*finish)(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer);
+} QwenFunction;
+
+extern const QwenFunction qwen_generate_function;
+extern const QwenFunction qwen_complete_function;
+extern const QwenFunction qwen_try_generate_function;
+extern const QwenFunction qwen_chat_function;
+
+/* Both halves: what the SQL function returns. */
+extern Datum qwen_run_function(FunctionCallInfo fcinfo, const QwenFunction *function);
+
+/* The generating function behind a function of this database; NULL when it is another. */
+extern const QwenFunction *qwen_function_by_oid(Oid oid);
 
 /* ---- failures.c ---- */
 

@@ -26,40 +26,42 @@ static bool begins_with_system(Jsonb *messages);
 static JsonbValue *member(JsonbContainer *object, const char *name);
 static bool is_string(const JsonbValue *value, const char *expected);
 static char *messages_text(Jsonb *messages, const QwenOptions *options, Size *length);
-static bool build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *options,
-						  qwen_wire_error *error);
-static Datum answer_jsonb(QwenAnswer *answer);
+static bool prepare_chat(FunctionCallInfo fcinfo, QwenAsk *ask);
+static bool add_conversation(FunctionCallInfo fcinfo, const QwenOptions *options, QwenAsk *ask);
+static Datum finish_chat(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer);
 
 PG_FUNCTION_INFO_V1(qwen_chat);
+
+const QwenFunction qwen_chat_function = {qwen_chat, "qwen_chat", prepare_chat, finish_chat};
 
 Datum
 qwen_chat(PG_FUNCTION_ARGS)
 {
-	QwenOptions options;
-	QwenAnswer answer = {.failed = true};
-	StringInfoData request;
-	Datum result = (Datum) 0;
-
-	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
-		PG_RETURN_NULL();
-
-	/* Which end of a conversation to cut is not for the engine to decide. */
-	qwen_read_options(fcinfo, QWEN_KIND_CHAT, QWEN_OPTION_BIT(QWEN_OPTION_TRUNCATE), &options);
-
-	if (build_request(&request, fcinfo, &options, &answer.error))
-		qwen_ask(&request, &answer);
-	if (!answer.failed)
-		result = answer_jsonb(&answer);
-	if (answer.failed)
-	{
-		qwen_fail_row(fcinfo, options.on_error, &answer.error);
-		PG_RETURN_NULL();
-	}
-	PG_RETURN_DATUM(result);
+	return qwen_run_function(fcinfo, &qwen_chat_function);
 }
 
 static bool
-build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *options, qwen_wire_error *error)
+prepare_chat(FunctionCallInfo fcinfo, QwenAsk *ask)
+{
+	QwenOptions options;
+
+	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
+		return false;
+
+	/* Which end of a conversation to cut is not for the engine to decide. */
+	qwen_read_options(fcinfo, QWEN_KIND_CHAT, QWEN_OPTION_BIT(QWEN_OPTION_TRUNCATE), &options);
+	ask->on_error = options.on_error;
+
+	if (!add_conversation(fcinfo, &options, ask))
+	{
+		pfree(ask->request.data);
+		ask->request.data = NULL;
+	}
+	return true;
+}
+
+static bool
+add_conversation(FunctionCallInfo fcinfo, const QwenOptions *options, QwenAsk *ask)
 {
 	Jsonb *messages = PG_GETARG_JSONB_P(QWEN_ARG_SUBJECT);
 	char *json;
@@ -67,8 +69,8 @@ build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *op
 
 	check_messages(messages);
 	json = messages_text(messages, options, &length);
-	qwen_request_begin(request, options);
-	if (!qwen_request_add_text(request, QWEN_FIELD_MESSAGES, json, length, error))
+	qwen_request_begin(&ask->request, options);
+	if (!qwen_request_add_text(&ask->request, QWEN_FIELD_MESSAGES, json, length, &ask->error))
 		return false;
 	if (!PG_ARGISNULL(QWEN_ARG_TOOLS))
 	{
@@ -77,7 +79,7 @@ build_request(StringInfo request, FunctionCallInfo fcinfo, const QwenOptions *op
 		if (check_objects(tools, "tools") > 0)
 		{
 			json = JsonbToCString(NULL, &tools->root, VARSIZE(tools));
-			return qwen_request_add_text(request, QWEN_FIELD_TOOLS, json, strlen(json), error);
+			return qwen_request_add_text(&ask->request, QWEN_FIELD_TOOLS, json, strlen(json), &ask->error);
 		}
 	}
 	return true;
@@ -112,11 +114,16 @@ messages_text(Jsonb *messages, const QwenOptions *options, Size *length)
 }
 
 static Datum
-answer_jsonb(QwenAnswer *answer)
+finish_chat(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer)
 {
-	text *json = qwen_answer_text(answer);
+	text *json = answer->failed ? NULL : qwen_answer_text(answer);
 
-	return json == NULL ? (Datum) 0 : DirectFunctionCall1(jsonb_in, CStringGetDatum(text_to_cstring(json)));
+	if (json == NULL)
+	{
+		qwen_fail_row(fcinfo, on_error, &answer->error);
+		PG_RETURN_NULL();
+	}
+	PG_RETURN_DATUM(DirectFunctionCall1(jsonb_in, CStringGetDatum(text_to_cstring(json))));
 }
 
 /* ---- shapes ---- */

@@ -15,6 +15,10 @@
  * sub-transaction, closed cursor); by the process's exit.  The worker looks
  * once a second for owners that ended without any of these.
  *
+ * Every call is counted once in the statistics, at its end: with the last
+ * record, with the error that kept it from being queued, or as cancelled when
+ * its user lets go of it before.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -26,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "shared.h"
+#include "stat.h"
 
 /* While waiting, look this often whether the worker is alive; and call it lost after this long without one. */
 #define LIVENESS_MS 5000
@@ -38,6 +43,10 @@ struct QwenCall
 	QwenSlot *slot; /* NULL: not taken yet, or given back */
 	uint32 length;  /* bytes of records in `records` */
 	uint32 next;    /* the first one that has not been handed out */
+	Oid userid;     /* whose request it is */
+	uint32 kind;    /* qwen_request_kind */
+	bool published; /* the slot holds a request */
+	bool counted;   /* in the statistics, or not to be */
 	char records[QWEN_REPLY_BYTES];
 };
 
@@ -59,7 +68,8 @@ static bool is_serving(bool *failed, bool *worker_running);
 pg_noreturn static void raise_failed(void);
 pg_noreturn static void raise_not_ready(bool worker_running);
 static int detail_of_progress(const QwenStatus *status);
-static QwenCall *create_call(void);
+static QwenCall *create_call(const StringInfo request);
+static bool get_room(QwenCall *call, const StringInfo request, bool nowait);
 static Room take_room(QwenCall *call, Size size);
 static void wait_for_room(QwenCall *call, Size size, Room lack);
 static void sleep_in_line(TimestampTz deadline, Room lack);
@@ -69,6 +79,8 @@ static void leave_line(void);
 static void publish(QwenCall *call, const StringInfo request);
 static bool hand_out(QwenCall *call, QwenReply *reply);
 static bool take_replies(QwenCall *call);
+static void count_end(QwenCall *call);
+static void count_error(QwenCall *call, int sqlstate);
 static uint64 data_bytes(const char *records, uint32 length);
 static void ask_for_credit(QwenSlot *slot);
 static void check_worker(void);
@@ -85,28 +97,49 @@ static void release_at_exit(int code, Datum arg);
 QwenCall *
 qwen_call_submit(const StringInfo request, bool nowait)
 {
-	Size size;
-	QwenCall *call;
-	Room room;
+	QwenCall *volatile call;
+	volatile bool taken = false;
 
 	qwen_check_preloaded();
-	check_size(request);
-	wait_until_ready();
+	if (request->len < sizeof(qwen_request_header))
+		elog(ERROR, "request of %d bytes is shorter than its header", request->len);
 
-	size = qwen_chunk_size(request->len);
-	call = create_call();
-	room = take_room(call, size);
-	if (room != ROOM_TAKEN)
+	call = create_call(request);
+	PG_TRY();
 	{
-		if (nowait)
-		{
-			qwen_call_release(call);
-			return NULL;
-		}
-		wait_for_room(call, size, room);
+		taken = get_room(call, request, nowait);
+	}
+	PG_CATCH();
+	{
+		count_error(call, geterrcode());
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (!taken)
+	{
+		call->counted = true; /* the caller will come again */
+		qwen_call_release(call);
+		return NULL;
 	}
 	publish(call, request);
 	return call;
+}
+
+/* Everything that a request has to wait for; false when it may not wait. */
+static bool
+get_room(QwenCall *call, const StringInfo request, bool nowait)
+{
+	Size size = qwen_chunk_size(request->len);
+	Room room;
+
+	check_size(request);
+	wait_until_ready();
+	room = take_room(call, size);
+	if (room != ROOM_TAKEN && nowait)
+		return false;
+	if (room != ROOM_TAKEN)
+		wait_for_room(call, size, room);
+	return true;
 }
 
 /* A request that could never get its memory is refused now instead of after qwen.queue_timeout. */
@@ -114,9 +147,6 @@ static void
 check_size(const StringInfo request)
 {
 	Size size = qwen_chunk_size(request->len);
-
-	if (request->len < sizeof(qwen_request_header))
-		elog(ERROR, "request of %d bytes is shorter than its header", request->len);
 
 	if (size > qwen_shared->largest_chunk || request->len > QWEN_FRAME_MAX)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("request is too large for the queue"),
@@ -210,9 +240,10 @@ detail_of_progress(const QwenStatus *status)
 
 /* A call without a slot, known to all who clean up. */
 static QwenCall *
-create_call(void)
+create_call(const StringInfo request)
 {
 	QwenCall *call;
+	qwen_request_header head;
 
 	register_cleanup();
 	call = MemoryContextAlloc(TopMemoryContext, sizeof(QwenCall));
@@ -220,6 +251,11 @@ create_call(void)
 	call->slot = NULL;
 	call->length = 0;
 	call->next = 0;
+	call->userid = GetUserId();
+	memcpy(&head, request->data, sizeof(head));
+	call->kind = head.kind;
+	call->published = false;
+	call->counted = false;
 	dlist_push_tail(&calls, &call->link);
 	return call;
 }
@@ -340,7 +376,7 @@ publish(QwenCall *call, const StringInfo request)
 	memcpy(&head, request->data, sizeof(head));
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
-	slot->userid = GetUserId();
+	slot->userid = call->userid;
 	slot->databaseid = MyDatabaseId;
 	slot->kind = head.kind;
 	slot->priority = head.priority;
@@ -357,6 +393,7 @@ publish(QwenCall *call, const StringInfo request)
 	qwen_slot_set_state(slot, QWEN_SLOT_QUEUED);
 	dlist_push_tail(&qwen_shared->queue, &slot->link);
 	LWLockRelease(qwen_control_lock());
+	call->published = true;
 
 	qwen_wake_worker();
 }
@@ -455,10 +492,45 @@ take_replies(QwenCall *call)
 	{
 		call->slot = NULL;
 		qwen_slot_give_back(slot);
+		count_end(call);
 	}
 	else if (credit)
 		ask_for_credit(slot);
 	return call->length > 0;
+}
+
+/* The last record has come: DONE or ERROR, behind what came with it. */
+static void
+count_end(QwenCall *call)
+{
+	qwen_record record = {0};
+	qwen_done done;
+	qwen_wire_error error;
+	const char *payload = NULL;
+
+	for (uint32 at = 0; at < call->length; at += sizeof(record) + record.length)
+	{
+		memcpy(&record, call->records + at, sizeof(record));
+		payload = call->records + at + sizeof(record);
+	}
+	if (record.type == QWEN_FRAME_DONE)
+	{
+		memcpy(&done, payload, sizeof(done));
+		qwen_stat_count_answer(call->userid, call->kind, &done);
+		call->counted = true;
+	}
+	else
+	{
+		memcpy(&error, payload, sizeof(error));
+		count_error(call, qwen_error_code(&error));
+	}
+}
+
+static void
+count_error(QwenCall *call, int sqlstate)
+{
+	qwen_stat_count_error(call->userid, sqlstate);
+	call->counted = true;
 }
 
 /* Payload of the DATA records alone: the unit in which a later engine is told what to leave out. */
@@ -508,10 +580,17 @@ check_worker(void)
 
 /* ---- releasing ---- */
 
-/* Safe in every state, before the first record and after the last. */
+/*
+ * Safe in every state, before the first record and after the last.  An answer that is complete but was not read, because
+ * nobody wanted it any more, has been given all the same and is counted as such.
+ */
 void
 qwen_call_release(QwenCall *call)
 {
+	if (call->published && call->slot != NULL)
+		(void) take_replies(call);
+	if (!call->counted)
+		count_error(call, ERRCODE_QUERY_CANCELED);
 	if (call->slot != NULL)
 		qwen_slot_withdraw(call->slot);
 	dlist_delete(&call->link);

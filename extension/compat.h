@@ -64,4 +64,28 @@ qwen_wait_event(const char *name, uint32 *cache)
 #define QWEN_MODULE_MAGIC(module, release) PG_MODULE_MAGIC
 #endif
 
+/* PG 16: one function checks the privileges of all kinds of objects. */
+#if PG_VERSION_NUM >= 160000
+#define qwen_function_aclcheck(oid, role) object_aclcheck(ProcedureRelationId, (oid), (role), ACL_EXECUTE)
+#else
+#define qwen_function_aclcheck(oid, role) pg_proc_aclcheck((oid), (role), ACL_EXECUTE)
+#endif
+
+/* PG 18: running the executor lost an argument, which nobody looked at. */
+#if PG_VERSION_NUM >= 180000
+#define QWEN_RUN_PARAMETERS QueryDesc *query, ScanDirection direction, uint64 count
+#define QWEN_RUN_ARGUMENTS query, direction, count
+#else
+#define QWEN_RUN_PARAMETERS QueryDesc *query, ScanDirection direction, uint64 count, bool execute_once
+#define QWEN_RUN_ARGUMENTS query, direction, count, execute_once
+#endif
+
+/* PG 18: what extensions need to write EXPLAIN lines moved into headers of its own. */
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#else
+#include "commands/explain.h"
+#endif
+
 #endif /* QWEN_COMPAT_H */

@@ -61,8 +61,12 @@ enum
 	RESULT_COLUMNS
 };
 
-static Datum answer_one(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused);
-static text *ask_one(FunctionCallInfo fcinfo, const QwenOptions *options, QwenAnswer *answer);
+static bool prepare_prompt(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused, QwenAsk *ask);
+static bool prepare_generate(FunctionCallInfo fcinfo, QwenAsk *ask);
+static bool prepare_complete(FunctionCallInfo fcinfo, QwenAsk *ask);
+static bool prepare_try(FunctionCallInfo fcinfo, QwenAsk *ask);
+static Datum finish_text(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer);
+static Datum finish_try(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer);
 static TupleDesc result_descriptor(FunctionCallInfo fcinfo);
 static void submit_ahead(ArrayRun *run);
 static bool submit_element(ArrayRun *run, Flight *flight);
@@ -73,100 +77,114 @@ PG_FUNCTION_INFO_V1(qwen_generate_array);
 PG_FUNCTION_INFO_V1(qwen_complete);
 PG_FUNCTION_INFO_V1(qwen_try_generate);
 
+const QwenFunction qwen_generate_function = {qwen_generate, "qwen_generate", prepare_generate, finish_text};
+const QwenFunction qwen_complete_function = {qwen_complete, "qwen_complete", prepare_complete, finish_text};
+const QwenFunction qwen_try_generate_function = {qwen_try_generate, "qwen_try_generate", prepare_try, finish_try};
+
 /* ---- one prompt ---- */
 
 Datum
 qwen_generate(PG_FUNCTION_ARGS)
 {
-	return answer_one(fcinfo, QWEN_KIND_GENERATE, 0);
+	return qwen_run_function(fcinfo, &qwen_generate_function);
 }
 
-/* A raw continuation has no messages and no template. */
 Datum
 qwen_complete(PG_FUNCTION_ARGS)
 {
-	return answer_one(fcinfo, QWEN_KIND_COMPLETE,
-					  QWEN_OPTION_BIT(QWEN_OPTION_SYSTEM) | QWEN_OPTION_BIT(QWEN_OPTION_THINKING));
+	return qwen_run_function(fcinfo, &qwen_complete_function);
+}
+
+Datum
+qwen_try_generate(PG_FUNCTION_ARGS)
+{
+	return qwen_run_function(fcinfo, &qwen_try_generate_function);
+}
+
+static bool
+prepare_generate(FunctionCallInfo fcinfo, QwenAsk *ask)
+{
+	return prepare_prompt(fcinfo, QWEN_KIND_GENERATE, 0, ask);
+}
+
+/* A raw continuation has no messages and no template. */
+static bool
+prepare_complete(FunctionCallInfo fcinfo, QwenAsk *ask)
+{
+	return prepare_prompt(fcinfo, QWEN_KIND_COMPLETE,
+						  QWEN_OPTION_BIT(QWEN_OPTION_SYSTEM) | QWEN_OPTION_BIT(QWEN_OPTION_THINKING), ask);
+}
+
+/* What becomes of a failure is not for an option to say here. */
+static bool
+prepare_try(FunctionCallInfo fcinfo, QwenAsk *ask)
+{
+	return prepare_prompt(fcinfo, QWEN_KIND_GENERATE, QWEN_OPTION_BIT(QWEN_OPTION_ON_ERROR), ask);
+}
+
+static bool
+prepare_prompt(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused, QwenAsk *ask)
+{
+	QwenOptions options;
+	text *prompt;
+
+	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
+		return false;
+	qwen_read_options(fcinfo, kind, refused, &options);
+	ask->on_error = options.on_error;
+
+	prompt = PG_GETARG_TEXT_PP(QWEN_ARG_SUBJECT);
+	qwen_request_begin(&ask->request, &options);
+	if (!qwen_request_add_text(&ask->request, QWEN_FIELD_PROMPT, VARDATA_ANY(prompt), VARSIZE_ANY_EXHDR(prompt),
+							   &ask->error))
+	{
+		pfree(ask->request.data);
+		ask->request.data = NULL;
+	}
+	PG_FREE_IF_COPY(prompt, QWEN_ARG_SUBJECT);
+	return true;
 }
 
 static Datum
-answer_one(FunctionCallInfo fcinfo, qwen_request_kind kind, uint32 refused)
+finish_text(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer)
 {
-	QwenOptions options;
-	QwenAnswer answer;
-	text *result;
+	text *result = answer->failed ? NULL : qwen_answer_text(answer);
 
-	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
-		PG_RETURN_NULL();
-	qwen_read_options(fcinfo, kind, refused, &options);
-
-	result = ask_one(fcinfo, &options, &answer);
 	if (result == NULL)
 	{
-		qwen_fail_row(fcinfo, options.on_error, &answer.error);
+		qwen_fail_row(fcinfo, on_error, &answer->error);
 		PG_RETURN_NULL();
 	}
 	PG_RETURN_TEXT_P(result);
 }
 
-/* The answer to the subject; NULL and answer->error when this row failed. */
-static text *
-ask_one(FunctionCallInfo fcinfo, const QwenOptions *options, QwenAnswer *answer)
-{
-	text *prompt = PG_GETARG_TEXT_PP(QWEN_ARG_SUBJECT);
-	text *result = NULL;
-	StringInfoData request;
-
-	qwen_request_begin(&request, options);
-	if (qwen_request_add_text(&request, QWEN_FIELD_PROMPT, VARDATA_ANY(prompt), VARSIZE_ANY_EXHDR(prompt),
-							  &answer->error))
-	{
-		qwen_ask(&request, answer);
-		if (!answer->failed)
-			result = qwen_answer_text(answer);
-		qwen_answer_free(answer);
-	}
-	pfree(request.data);
-	PG_FREE_IF_COPY(prompt, QWEN_ARG_SUBJECT);
-	return result;
-}
-
-/* ---- one prompt, with everything that is known about its answer ---- */
-
 /*
- * Failures of the row go into the result.  Others are raised as everywhere: with the engine away, a million rows that say
- * so help nobody, and a cancelled statement has to end.
+ * Everything that is known about an answer.  Failures of the row go into the result.  Others are raised as everywhere:
+ * with the engine away, a million rows that say so help nobody, and a cancelled statement has to end.
  */
-Datum
-qwen_try_generate(PG_FUNCTION_ARGS)
+static Datum
+finish_try(FunctionCallInfo fcinfo, QwenOnError on_error, QwenAnswer *answer)
 {
-	QwenOptions options;
-	QwenAnswer answer;
-	text *value;
+	text *value = answer->failed ? NULL : qwen_answer_text(answer);
 	Datum columns[RESULT_COLUMNS] = {0};
 	bool nulls[RESULT_COLUMNS];
 
-	if (PG_ARGISNULL(QWEN_ARG_SUBJECT))
-		PG_RETURN_NULL();
-	qwen_read_options(fcinfo, QWEN_KIND_GENERATE, QWEN_OPTION_BIT(QWEN_OPTION_ON_ERROR), &options);
-
 	memset(nulls, true, sizeof(nulls));
-	value = ask_one(fcinfo, &options, &answer);
 	if (value == NULL)
 	{
-		columns[RESULT_ERROR] = CStringGetTextDatum(qwen_message_text(answer.error.message));
-		columns[RESULT_SQLSTATE] = CStringGetTextDatum(answer.error.sqlstate);
+		columns[RESULT_ERROR] = CStringGetTextDatum(qwen_message_text(answer->error.message));
+		columns[RESULT_SQLSTATE] = CStringGetTextDatum(answer->error.sqlstate);
 		nulls[RESULT_ERROR] = nulls[RESULT_SQLSTATE] = false;
 	}
 	else
 	{
 		columns[RESULT_VALUE] = PointerGetDatum(value);
-		columns[RESULT_FINISH_REASON] = CStringGetTextDatum(qwen_finish_name(answer.done.finish_reason));
-		columns[RESULT_PROMPT_TOKENS] = Int32GetDatum(answer.done.prompt_tokens);
-		columns[RESULT_CACHED_TOKENS] = Int32GetDatum(answer.done.cached_tokens);
-		columns[RESULT_OUTPUT_TOKENS] = Int32GetDatum(answer.done.output_tokens);
-		columns[RESULT_QUEUE_MS] = Float8GetDatum(answer.done.queue_us / 1000.0);
-		columns[RESULT_RUN_MS] = Float8GetDatum(answer.done.run_us / 1000.0);
+		columns[RESULT_FINISH_REASON] = CStringGetTextDatum(qwen_finish_name(answer->done.finish_reason));
+		columns[RESULT_PROMPT_TOKENS] = Int32GetDatum(answer->done.prompt_tokens);
+		columns[RESULT_CACHED_TOKENS] = Int32GetDatum(answer->done.cached_tokens);
+		columns[RESULT_OUTPUT_TOKENS] = Int32GetDatum(answer->done.output_tokens);
+		columns[RESULT_QUEUE_MS] = Float8GetDatum(answer->done.queue_us / 1000.0);
+		columns[RESULT_RUN_MS] = Float8GetDatum(answer->done.run_us / 1000.0);
 		memset(nulls, false, sizeof(nulls));
 		nulls[RESULT_ERROR] = nulls[RESULT_SQLSTATE] = true;
 	}

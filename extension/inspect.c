@@ -23,7 +23,8 @@
 
 static void make_valid(char *text);
 static bool copy_slot(const QwenSlot *slot, QwenRequestInfo *info);
-static const char *state_name(QwenSlotState state);
+static const char *state_name(QwenSlotState state, bool started);
+static int compare_requests(const void *a, const void *b);
 static const char *kind_name(uint32 kind);
 
 /* One consistent picture: engine, phase and counters belong to the same moment. */
@@ -85,7 +86,26 @@ qwen_list_requests(QwenRequestInfo **out)
 		if (copy_slot(&qwen_slots[i], &(*out)[n]))
 			n++;
 	LWLockRelease(qwen_control_lock());
+
+	qsort(*out, n, sizeof(QwenRequestInfo), compare_requests);
+	for (int i = 0, position = 0; i < n; i++)
+		if ((*out)[i].queue_position > 0)
+			(*out)[i].queue_position = ++position;
 	return n;
+}
+
+/*
+ * Priority, then age: the order in which requests start, but for the turns that the engine has the users' sessions take.
+ */
+static int
+compare_requests(const void *a, const void *b)
+{
+	const QwenRequestInfo *x = a;
+	const QwenRequestInfo *y = b;
+
+	if (x->priority != y->priority)
+		return x->priority > y->priority ? -1 : 1;
+	return x->submitted < y->submitted ? -1 : x->submitted > y->submitted;
 }
 
 /* False for slots that hold no request: free ones, and those that are being filled or given back. */
@@ -98,7 +118,6 @@ copy_slot(const QwenSlot *slot, QwenRequestInfo *info)
 	info->pid = slot->owner_pid;
 	info->userid = slot->userid;
 	info->databaseid = slot->databaseid;
-	info->state = state_name(slot->state);
 	info->kind = kind_name(slot->kind);
 	info->priority = slot->priority;
 	info->submitted = slot->submitted;
@@ -107,13 +126,18 @@ copy_slot(const QwenSlot *slot, QwenRequestInfo *info)
 	info->prompt_tokens = slot->progress.prompt_tokens;
 	info->output_tokens = slot->progress.output_tokens;
 	info->deaths = slot->deaths;
+	info->state = state_name(slot->state, slot->progress.running != 0);
 	LWLockRelease(qwen_slot_lock(slot));
+	info->queue_position = strcmp(info->state, "queued") == 0;
 	return true;
 }
 
-/* CANCELLED is shown as long as the engine has not been told; FREE and RESERVED are never shown. */
+/*
+ * Whether a request waits here or in the engine is one to those who wait.  CANCELLED is shown as long as the engine has
+ * not been told; FREE and RESERVED are never shown.
+ */
 static const char *
-state_name(QwenSlotState state)
+state_name(QwenSlotState state, bool started)
 {
 	switch (state)
 	{
@@ -124,7 +148,7 @@ state_name(QwenSlotState state)
 		case QWEN_SLOT_CANCELLED:
 			return "cancelled";
 		default:
-			return "running";
+			return started ? "running" : "queued";
 	}
 }
 
@@ -193,24 +217,28 @@ qwen_request_reload(void)
 
 /*
  * The SQLSTATE is the engine's, which knows whether row or system is to blame; one that is none becomes an internal
- * error.
+ * error: five characters of the kinds that a SQLSTATE has, and not the class of success.
  */
+int
+qwen_error_code(const qwen_wire_error *error)
+{
+	const char *s = error->sqlstate;
+
+	if (strspn(s, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") != 5 || s[5] != '\0' || strncmp(s, "00", 2) == 0)
+		return ERRCODE_INTERNAL_ERROR;
+	return MAKE_SQLSTATE(s[0], s[1], s[2], s[3], s[4]);
+}
+
 void
 qwen_raise(const qwen_wire_error *error)
 {
 	qwen_wire_error copy = *error;
-	int code = ERRCODE_INTERNAL_ERROR;
 
 	make_valid(copy.message);
 	make_valid(copy.detail);
 	make_valid(copy.hint);
 
-	/* Five characters of the kinds that a SQLSTATE has, and not the class of success. */
-	if (strspn(copy.sqlstate, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 && copy.sqlstate[5] == '\0' &&
-		strncmp(copy.sqlstate, "00", 2) != 0)
-		code = MAKE_SQLSTATE(copy.sqlstate[0], copy.sqlstate[1], copy.sqlstate[2], copy.sqlstate[3], copy.sqlstate[4]);
-
-	ereport(ERROR, (errcode(code), errmsg_internal("%s", copy.message),
+	ereport(ERROR, (errcode(qwen_error_code(error)), errmsg_internal("%s", copy.message),
 					copy.detail[0] != '\0' ? errdetail_internal("%s", copy.detail) : 0,
 					copy.hint[0] != '\0' ? errhint("%s", copy.hint) : 0));
 }

@@ -458,7 +458,7 @@ resolve_flags(const OptionValue *values, qwen_request_kind kind)
 
 	if (kind != QWEN_KIND_COMPLETE && (thinking->given ? thinking->flag : qwen_thinking))
 		flags |= QWEN_FLAG_THINKING;
-	if (cache->given && !cache->flag)
+	if (cache->given ? !cache->flag : qwen_cache == QWEN_CACHE_OFF)
 		flags |= QWEN_FLAG_NO_CACHE;
 	if (is_on(&values[QWEN_OPTION_TRUNCATE]))
 		flags |= QWEN_FLAG_TRUNCATE;

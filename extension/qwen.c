@@ -16,6 +16,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "batch.h"
 #include "qwen.h"
 
 QWEN_MODULE_MAGIC("qwen", QWEN_VERSION);
@@ -33,4 +34,5 @@ _PG_init(void)
 
 	qwen_request_shared_memory();
 	qwen_register_worker();
+	qwen_install_batching();
 }

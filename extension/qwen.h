@@ -7,10 +7,13 @@
  *	  shared.c		the shared memory: request slots, queue, payload arena
  *	  client.c		a backend's calls: submit, receive, release
  *	  inspect.c		copies of the shared state, orders to the worker, errors
+ *	  stat.c		cumulative counters (stat.h)
  *	  worker.c		the background worker: its main loop
  *	  supervisor.c	the engine process: start, watch, end, restart
  *	  relay.c		frames between the slots and the engine's socket
  *	  options.c		named arguments and options jsonb -> request
+ *	  batch_plan.c, batch_rewrite.c, batch_exec.c, batch_cache.c, batch_explain.c
+ *					the plan node QwenBatch (batch.h)
  *	  generate.c, chat.c, stream.c, tokens.c, status.c, admin.c
  *					SQL functions
  *
@@ -35,10 +38,16 @@ typedef enum QwenOnError
 	QWEN_ON_ERROR_NULL
 } QwenOnError;
 
+typedef enum QwenCache
+{
+	QWEN_CACHE_OFF,       /* every request is computed anew, from its first token */
+	QWEN_CACHE_STATEMENT, /* equal greedy requests of a statement are run once */
+	QWEN_CACHE_SHARED     /* in this version the same */
+} QwenCache;
+
 /* engine settings: sighup, take effect at qwen_reload() */
 extern char *qwen_model;
 extern char *qwen_device_map;
-extern char *qwen_max_memory;
 extern char *qwen_dtype;
 extern int qwen_max_model_len;
 extern int qwen_max_sequences;
@@ -61,10 +70,16 @@ extern int qwen_seed;
 extern char *qwen_system;
 extern bool qwen_thinking;
 extern int qwen_on_error;      /* QwenOnError */
+extern int qwen_cache;         /* QwenCache */
 extern int qwen_priority;      /* -1 batch, 0 normal, 1 interactive; superuser */
 extern int qwen_wait_ready;    /* ms */
 extern int qwen_queue_timeout; /* ms */
 extern bool qwen_log_prompts;  /* superuser */
+
+/* many rows at a time: user */
+extern bool qwen_batch_scan;
+extern int qwen_batch_rows;
+extern bool qwen_debug_require_batch;
 
 extern void qwen_define_settings(void);
 
@@ -113,6 +128,9 @@ extern bool qwen_call_ready(QwenCall *call);
 /* Cancels what still runs, gives the slot back and frees the call. */
 extern void qwen_call_release(QwenCall *call);
 
+/* The SQLSTATE of an error of the engine, as errcode() takes it. */
+extern int qwen_error_code(const qwen_wire_error *error);
+
 /* Raises an error of the engine as SQL error. */
 pg_noreturn extern void qwen_raise(const qwen_wire_error *error);
 
@@ -139,8 +157,9 @@ typedef struct QwenRequestInfo
 	int pid;
 	Oid userid;
 	Oid databaseid;
-	const char *state; /* "queued", "running", "done", "cancelled" */
-	const char *kind;  /* "generate", ... */
+	const char *state;  /* "queued", "running", "done", "cancelled" */
+	int queue_position; /* of a queued one, from 1; 0: not queued */
+	const char *kind;   /* "generate", ... */
 	int priority;
 	int32 prompt_tokens;
 	int32 output_tokens;
@@ -148,7 +167,7 @@ typedef struct QwenRequestInfo
 	TimestampTz submitted;
 } QwenRequestInfo;
 
-/* Copies the slots in use into a palloc'd array. */
+/* Copies the slots in use into a palloc'd array, in the order in which the engine begins with them. */
 extern int qwen_list_requests(QwenRequestInfo **out);
 
 /* Asks the worker to re-read the settings and restart the engine; returns when the worker has taken the order. */

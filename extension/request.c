@@ -15,6 +15,7 @@
 
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 
 #include "answer.h"
@@ -31,8 +32,11 @@ static void set_untranslatable(qwen_wire_error *error, const char *text, Size le
 void
 qwen_request_begin(StringInfo request, const QwenOptions *options)
 {
+	qwen_request_header head = options->head;
+
+	head.session = MyProcPid;
 	initStringInfo(request);
-	appendBinaryStringInfo(request, (const char *) &options->head, sizeof(options->head));
+	appendBinaryStringInfo(request, (const char *) &head, sizeof(head));
 	add_texts(request, options);
 }
 
@@ -49,7 +53,8 @@ qwen_request_begin_plain(StringInfo request, qwen_request_kind kind)
 								.presence_penalty = QWEN_UNSET_FLOAT,
 								.frequency_penalty = QWEN_UNSET_FLOAT,
 								.repetition_penalty = QWEN_UNSET_FLOAT,
-								.priority = qwen_priority};
+								.priority = qwen_priority,
+								.session = MyProcPid};
 
 	initStringInfo(request);
 	appendBinaryStringInfo(request, (const char *) &head, sizeof(head));

@@ -25,7 +25,6 @@
 
 char *qwen_model = NULL;
 char *qwen_device_map = NULL;
-char *qwen_max_memory = NULL;
 char *qwen_dtype = NULL;
 int qwen_max_model_len = 0;
 int qwen_max_sequences = 256;
@@ -49,9 +48,19 @@ int qwen_priority = 0;
 int qwen_wait_ready = 60 * 1000;
 int qwen_queue_timeout = 60 * 1000;
 bool qwen_log_prompts = false;
+int qwen_cache = QWEN_CACHE_STATEMENT;
+
+bool qwen_batch_scan = true;
+int qwen_batch_rows = 256;
+bool qwen_debug_require_batch = false;
 
 static const struct config_enum_entry on_error_options[] = {
 	{"raise", QWEN_ON_ERROR_RAISE, false}, {"null", QWEN_ON_ERROR_NULL, false}, {NULL, 0, false}};
+
+static const struct config_enum_entry cache_options[] = {{"off", QWEN_CACHE_OFF, false},
+														 {"statement", QWEN_CACHE_STATEMENT, false},
+														 {"shared", QWEN_CACHE_SHARED, false},
+														 {NULL, 0, false}};
 
 static const struct config_enum_entry priority_options[] = {
 	{"interactive", 1, false}, {"normal", 0, false}, {"batch", -1, false}, {NULL, 0, false}};
@@ -62,9 +71,9 @@ static void define_memory_settings(void);
 static void define_sampling_settings(void);
 static void define_request_settings(void);
 static void define_waiting_settings(void);
+static void define_batch_settings(void);
 static bool check_dtype(char **value, void **extra, GucSource source);
 static bool check_memory(char **value, void **extra, GucSource source);
-static bool check_memory_map(char **value, void **extra, GucSource source);
 static bool is_size(const char *text, Size len);
 
 void
@@ -75,6 +84,7 @@ qwen_define_settings(void)
 	define_sampling_settings();
 	define_request_settings();
 	define_waiting_settings();
+	define_batch_settings();
 
 	/* The server accepts settings that are fixed at its start only while it starts. */
 	if (process_shared_preload_libraries_in_progress)
@@ -177,18 +187,6 @@ define_placement_settings(void)
 							   PGC_SIGHUP,
 							   0,
 							   NULL,
-							   NULL,
-							   NULL);
-
-	DefineCustomStringVariable("qwen.max_memory",
-							   "Sets how much memory of each device may be used.",
-							   "A list such as \"cuda:0=20GiB,cpu=64GiB\"; empty means what is free. "
-							   "Takes effect at qwen_reload().",
-							   &qwen_max_memory,
-							   "",
-							   PGC_SIGHUP,
-							   0,
-							   check_memory_map,
 							   NULL,
 							   NULL);
 
@@ -394,6 +392,58 @@ define_waiting_settings(void)
 							NULL);
 }
 
+static void
+define_batch_settings(void)
+{
+	DefineCustomBoolVariable("qwen.batch_scan",
+							 "Lets a query keep calls of the model for many rows under way at a time.",
+							 "Answers are the same with and without.",
+							 &qwen_batch_scan,
+							 true,
+							 PGC_USERSET,
+							 GUC_EXPLAIN,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomIntVariable("qwen.batch_rows",
+							"Sets the number of rows for which a plan node keeps calls of the model under way.",
+							NULL,
+							&qwen_batch_rows,
+							256,
+							1,
+							1 << 16,
+							PGC_USERSET,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomEnumVariable("qwen.cache",
+							 "Sets what may be answered from work that was done before.",
+							 "off computes every request anew, from its first token. statement runs equal greedy requests "
+							 "of a statement once. shared is the same in this version.",
+							 &qwen_cache,
+							 QWEN_CACHE_STATEMENT,
+							 cache_options,
+							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	DefineCustomBoolVariable("qwen.debug_require_batch",
+							 "Refuses plans that call the model row by row.",
+							 NULL,
+							 &qwen_debug_require_batch,
+							 false,
+							 PGC_USERSET,
+							 GUC_NOT_IN_SAMPLE,
+							 NULL,
+							 NULL,
+							 NULL);
+}
+
 /* clang-format on */
 
 static bool
@@ -417,29 +467,6 @@ check_memory(char **value, void **extra, GucSource source)
 
 	GUC_check_errdetail("It must be auto or a size such as 512MB or 2GiB.");
 	return false;
-}
-
-/* Entries "device=size", separated by commas. Which devices there are is for the engine to say. */
-static bool
-check_memory_map(char **value, void **extra, GucSource source)
-{
-	const char *entry = *value;
-
-	while (*entry != '\0')
-	{
-		Size len = strcspn(entry, ",");
-		const char *sign = memchr(entry, '=', len);
-
-		if (sign == NULL || sign == entry || !is_size(sign + 1, entry + len - sign - 1))
-		{
-			GUC_check_errdetail("It must be a list such as cuda:0=20GiB,cpu=64GiB.");
-			return false;
-		}
-		entry += len;
-		if (*entry == ',')
-			entry++;
-	}
-	return true;
 }
 
 /* A number and a unit in the forms that the engine reads: 1073741824, 512MB, 1.5GiB. */

@@ -19,6 +19,7 @@
 #include "utils/timestamp.h"
 
 #include "shared.h"
+#include "stat.h"
 
 #define TRANCHE_NAME "qwen"
 
@@ -32,7 +33,7 @@ QwenShared *qwen_shared = NULL;
 QwenSlot *qwen_slots = NULL;
 QwenWaiter *qwen_waiters = NULL;
 
-/* [0] is the control lock, [1 + i] the lock of slot i */
+/* [0] is the control lock, [1 + i] the lock of slot i, the last one that of the statistics */
 static LWLockPadded *locks = NULL;
 static void *arena_place = NULL;
 static dsa_area *arena = NULL; /* this process's attachment */
@@ -86,7 +87,7 @@ request_shared_memory(void)
 		previous_request_hook();
 
 	RequestAddinShmemSpace(shared_size());
-	RequestNamedLWLockTranche(TRANCHE_NAME, 1 + qwen_max_requests);
+	RequestNamedLWLockTranche(TRANCHE_NAME, qwen_max_requests + 2);
 }
 
 /* Runs once in the postmaster, and again there after a crash: nothing of the earlier memory may survive in a static. */
@@ -114,6 +115,7 @@ start_shared_memory(void)
 	{
 		make_slots();
 		make_arena();
+		qwen_stat_start();
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -133,6 +135,7 @@ shared_size(void)
 
 	size = add_size(size, MAXALIGN(mul_size(qwen_max_requests, sizeof(QwenSlot))));
 	size = add_size(size, MAXALIGN(mul_size(MaxBackends, sizeof(QwenWaiter))));
+	size = add_size(size, qwen_stat_size());
 	return add_size(size, arena_size());
 }
 
@@ -146,6 +149,8 @@ set_places(char *base)
 	base += MAXALIGN(mul_size(qwen_max_requests, sizeof(QwenSlot)));
 	qwen_waiters = (QwenWaiter *) base;
 	base += MAXALIGN(mul_size(MaxBackends, sizeof(QwenWaiter)));
+	qwen_stat_attach(base, &locks[qwen_max_requests + 1].lock);
+	base += qwen_stat_size();
 	arena_place = base;
 }
 

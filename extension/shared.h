@@ -4,7 +4,7 @@
  *	  The shared memory between the backends and the worker.
  *
  * One block of the main segment: QwenShared, the slots, the waiters, the
- * arena.  Nothing in it is a pointer of one process: processes are named by
+ * statistics (stat.h), the arena.  Nothing in it is a pointer of one process: processes are named by
  * their number in ProcGlobal, payloads by dsa_pointer; the list nodes point
  * within the main segment, which lies at one address in every process.
  *

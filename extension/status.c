@@ -48,6 +48,7 @@ enum
 	REQUESTS_DATABASEID,
 	REQUESTS_KIND,
 	REQUESTS_STATE,
+	REQUESTS_QUEUE_POSITION,
 	REQUESTS_PRIORITY,
 	REQUESTS_PROMPT_TOKENS,
 	REQUESTS_OUTPUT_TOKENS,
@@ -213,6 +214,8 @@ put_request(ReturnSetInfo *rsi, const QwenRequestInfo *request)
 	columns[REQUESTS_DATABASEID] = ObjectIdGetDatum(request->databaseid);
 	columns[REQUESTS_KIND] = CStringGetTextDatum(request->kind);
 	columns[REQUESTS_STATE] = CStringGetTextDatum(request->state);
+	columns[REQUESTS_QUEUE_POSITION] = Int32GetDatum(request->queue_position);
+	nulls[REQUESTS_QUEUE_POSITION] = request->queue_position == 0;
 	columns[REQUESTS_PRIORITY] = CStringGetTextDatum(priority_name(request->priority));
 	columns[REQUESTS_PROMPT_TOKENS] = Int32GetDatum(request->prompt_tokens);
 	columns[REQUESTS_OUTPUT_TOKENS] = Int32GetDatum(request->output_tokens);

@@ -115,7 +115,6 @@ qwen_engine_read_settings(void)
 	add_option(&next, "-m", next.model);
 	if (strcmp(qwen_device_map, "auto") != 0)
 		add_option(&next, "--device-map", qwen_device_map);
-	add_option(&next, "--max-memory", qwen_max_memory);
 	if (strcmp(qwen_dtype, "auto") != 0)
 		add_option(&next, "--dtype", qwen_dtype);
 	if (strcmp(qwen_kv_memory, "auto") != 0)

@@ -200,6 +200,7 @@ CREATE FUNCTION qwen_requests(
 	OUT databaseid oid,
 	OUT kind text,
 	OUT state text,
+	OUT queue_position int,
 	OUT priority text,
 	OUT prompt_tokens int,
 	OUT output_tokens int,
@@ -217,6 +218,7 @@ CREATE VIEW qwen_requests AS
 		   d.datname,
 		   r.kind,
 		   r.state,
+		   r.queue_position,
 		   r.priority,
 		   r.prompt_tokens,
 		   r.output_tokens,
@@ -227,6 +229,119 @@ CREATE VIEW qwen_requests AS
 		 LEFT JOIN pg_catalog.pg_database d ON d.oid = r.databaseid;
 
 COMMENT ON VIEW qwen_requests IS 'requests in the queue and under way; those of others only for pg_read_all_stats';
+
+-- The counters are exact: each request is added to the set of its role when it ends, before its answer is returned.
+CREATE FUNCTION qwen_stat(
+	OUT userid oid,
+	OUT requests bigint,
+	OUT prompt_tokens bigint,
+	OUT cached_tokens bigint,
+	OUT output_tokens bigint,
+	OUT errors_invalid bigint,
+	OUT errors_too_long bigint,
+	OUT errors_resources bigint,
+	OUT errors_not_ready bigint,
+	OUT errors_cancelled bigint,
+	OUT errors_engine bigint,
+	OUT errors_other bigint,
+	OUT queue_ms float8,
+	OUT run_ms float8,
+	OUT first_token_ms float8,
+	OUT answers bigint,
+	OUT steps bigint,
+	OUT batched_tokens bigint,
+	OUT stats_reset timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_stat'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_stat() IS 'sums over the requests of each role; those of others only for pg_read_all_stats';
+
+CREATE VIEW qwen_stat AS
+	SELECT s.userid,
+		   u.rolname AS usename,
+		   s.requests,
+		   s.answers,
+		   s.prompt_tokens,
+		   s.cached_tokens,
+		   s.output_tokens,
+		   s.errors_invalid + s.errors_too_long + s.errors_resources + s.errors_not_ready + s.errors_cancelled
+			   + s.errors_engine + s.errors_other AS errors,
+		   s.errors_invalid,
+		   s.errors_too_long,
+		   s.errors_resources,
+		   s.errors_not_ready,
+		   s.errors_cancelled,
+		   s.errors_engine,
+		   s.errors_other,
+		   s.queue_ms,
+		   s.run_ms,
+		   s.first_token_ms,
+		   s.first_token_ms / nullif(s.answers, 0) AS mean_first_token_ms,
+		   1000 * s.output_tokens / nullif(s.run_ms, 0) AS tokens_per_s,
+		   s.steps,
+		   s.batched_tokens::float8 / nullif(s.steps, 0) AS mean_batch,
+		   s.stats_reset
+	FROM qwen_stat() s
+		 LEFT JOIN pg_catalog.pg_roles u ON u.oid = s.userid;
+
+COMMENT ON VIEW qwen_stat IS 'sums over the requests of each role since stats_reset; those of others only for pg_read_all_stats';
+COMMENT ON COLUMN qwen_stat.usename IS 'NULL with a userid: the role was dropped; without: all roles after the first 256';
+COMMENT ON COLUMN qwen_stat.requests IS 'requests that have ended, also those that only count or make tokens';
+COMMENT ON COLUMN qwen_stat.answers IS 'answers of the model, to which tokens and times belong';
+COMMENT ON COLUMN qwen_stat.cached_tokens IS 'the part of prompt_tokens that was not computed again';
+COMMENT ON COLUMN qwen_stat.errors_invalid IS 'SQLSTATE class 22; refused by the engine, hence without wrong options';
+COMMENT ON COLUMN qwen_stat.errors_too_long IS 'SQLSTATE class 54';
+COMMENT ON COLUMN qwen_stat.errors_resources IS 'SQLSTATE class 53';
+COMMENT ON COLUMN qwen_stat.errors_not_ready IS 'SQLSTATE class 55';
+COMMENT ON COLUMN qwen_stat.errors_cancelled IS 'SQLSTATE class 57, and requests whose answer was not waited for';
+COMMENT ON COLUMN qwen_stat.errors_engine IS 'SQLSTATE class 58';
+COMMENT ON COLUMN qwen_stat.queue_ms IS 'time that requests waited in the engine for their turn';
+COMMENT ON COLUMN qwen_stat.run_ms IS 'time from the first step of a request to its end';
+COMMENT ON COLUMN qwen_stat.first_token_ms IS 'time from the arrival of a request to the first token of its answer';
+COMMENT ON COLUMN qwen_stat.tokens_per_s IS 'output tokens of one request in a second of its run time';
+COMMENT ON COLUMN qwen_stat.steps IS 'steps of the engine in which requests took part, each counted for each of them';
+COMMENT ON COLUMN qwen_stat.mean_batch IS 'tokens in one of those steps, of this and all other requests';
+
+CREATE FUNCTION qwen_stat_reset()
+RETURNS void
+AS 'MODULE_PATHNAME', 'qwen_stat_reset'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION qwen_stat_reset() IS 'begin the sums of qwen_stat anew, for all roles';
+
+CREATE FUNCTION qwen_stat_engine(
+	OUT steps bigint,
+	OUT batched_tokens bigint,
+	OUT cached_tokens bigint,
+	OUT preemptions bigint,
+	OUT running int,
+	OUT waiting int,
+	OUT kv_blocks_used int,
+	OUT kv_blocks int,
+	OUT since timestamptz)
+AS 'MODULE_PATHNAME', 'qwen_stat_engine'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_stat_engine() IS 'the engine''s own counters since its start, at most a second old';
+
+CREATE VIEW qwen_stat_engine AS
+	SELECT e.steps,
+		   e.batched_tokens,
+		   e.batched_tokens::float8 / nullif(e.steps, 0) AS mean_batch,
+		   e.cached_tokens,
+		   e.preemptions,
+		   e.running,
+		   e.waiting,
+		   e.kv_blocks_used,
+		   e.kv_blocks,
+		   e.since
+	FROM qwen_stat_engine() e;
+
+COMMENT ON VIEW qwen_stat_engine IS 'the engine''s own counters since its start, at most a second old';
+COMMENT ON COLUMN qwen_stat_engine.mean_batch IS 'tokens computed in one step';
+COMMENT ON COLUMN qwen_stat_engine.cached_tokens IS 'tokens taken from the prefix cache instead of being computed';
+COMMENT ON COLUMN qwen_stat_engine.preemptions IS 'sequences that had to give their cache back and start again';
 
 -- ---- administration ----
 
@@ -271,12 +386,16 @@ REVOKE ALL ON FUNCTION
 	qwen_detokenize(int[]),
 	qwen_status(),
 	qwen_requests(),
+	qwen_stat(),
+	qwen_stat_engine(),
+	qwen_stat_reset(),
 	qwen_reload(),
 	qwen_grant_usage(regrole),
 	qwen_revoke_usage(regrole)
 FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION
+	qwen_stat_reset(),
 	qwen_reload(),
 	qwen_grant_usage(regrole),
 	qwen_revoke_usage(regrole)

@@ -1,3 +1,6 @@
+-- The plans are those with batching, whatever the setting.
+SET qwen.batch_scan = on;
+
 -- Planning never calls the model. An argument that the call itself refuses shows it: EXPLAIN says nothing of it.
 \set ask 'qwen_generate(''x'', max_tokens => 0)'
 SELECT :ask;

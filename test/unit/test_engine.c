@@ -61,20 +61,28 @@ listen_with_window(uint64_t window)
 }
 
 static int
-start(void **state)
+open_engine(size_t kv_memory, bool no_prefix_cache)
 {
 	const qwen_model_options options = {.path = MODEL,
 										.device_map = "auto",
 										.kernels = "auto",
 										.dtype = "auto",
 										.max_sequences = 32,
-										.step_tokens = 64};
+										.step_tokens = 64,
+										.kv_memory = kv_memory,
+										.no_prefix_cache = no_prefix_cache};
 	qwen_error err;
 
 	if (qwen_engine_open(&options, NULL, NULL, &engine, &err) == QWEN_OK)
 		return 0;
 	fprintf(stderr, "%s\n", err.message);
 	return -1;
+}
+
+static int
+start(void **state)
+{
+	return open_engine(0, false);
 }
 
 static int
@@ -191,6 +199,48 @@ an_answer_does_not_depend_on_the_batch(void **state)
 		assert_string_equal(results[9].text.data, results[0].text.data);
 	}
 	assert_nothing_left();
+}
+
+/* Neither shared beginnings nor being thrown out and computed again may change a bit. */
+static void
+an_answer_does_not_depend_on_the_cache(void **state)
+{
+	static seen want[MAX_IDS];
+	qwen_engine *large = engine;
+	qwen_heartbeat h;
+
+	for (int round = 0; round < 3; round++)
+	{
+		/* the second has memory for one sequence of full length, the third no prefix cache either */
+		if (round > 0)
+			assert_int_equal(open_engine((size_t) 4600 * 1024, round == 2), 0);
+		clear(state);
+		for (uint64_t id = 1; id <= 16; id++)
+		{
+			qwen_request r = ask(
+				id, QWEN_KIND_GENERATE,
+				id % 2 ? "Describe these countries: France, Japan." : "Describe these countries: France, Kenya.", 200);
+
+			r.head.flags = QWEN_FLAG_IGNORE_EOS;
+			r.head.session = (int32_t) id % 3;
+			submit(&r);
+		}
+		run_all();
+		qwen_engine_heartbeat(engine, &h);
+		assert_true(round == 0 ? h.preemptions == 0 : h.preemptions > 0);
+		assert_true(round == 2 ? h.cached_tokens == 0 : h.cached_tokens > 0);
+		assert_nothing_left();
+		for (uint64_t id = 1; id <= 16; id++)
+		{
+			assert_int_equal(results[id].n_ids, 200);
+			if (round == 0)
+				want[id] = results[id];
+			assert_memory_equal(results[id].ids, want[id].ids, 200 * sizeof(int32_t));
+		}
+		if (round > 0)
+			qwen_engine_close(engine);
+		engine = large;
+	}
 }
 
 static void
@@ -419,6 +469,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(a_prompt_is_answered, clear),
 		cmocka_unit_test_setup(an_answer_does_not_depend_on_the_batch, clear),
+		cmocka_unit_test_setup(an_answer_does_not_depend_on_the_cache, clear),
 		cmocka_unit_test_setup(a_stream_comes_in_pieces_and_waits_for_credit, clear),
 		cmocka_unit_test_setup(what_the_reader_has_is_left_out, clear),
 		cmocka_unit_test_setup(stop_strings_end_the_answer_and_are_not_in_it, clear),

@@ -14,22 +14,38 @@ enum
 	KV_BLOCKS = 10
 };
 
-/* A sequence as prepare makes it. */
+static const uint64_t key[2] = {1, 2};
+
+/* A sequence as prepare makes it: its tokens are first, first + 1, ... */
 static qwen_sequence *
-make(uint64_t id, int32_t n_prompt, int32_t max_tokens, int32_t priority)
+make_text(uint64_t id, int32_t first, int32_t n_prompt, int32_t max_tokens, int32_t session)
 {
 	qwen_sequence *seq = calloc(1, sizeof(*seq));
+	size_t blocks = (size_t) (n_prompt + max_tokens + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK;
 
 	seq->id = id;
 	seq->state = QWEN_SEQ_WAITING;
-	seq->priority = priority;
+	seq->session = session;
+	seq->arrived_us = id;
 	seq->n_prompt = n_prompt;
 	seq->max_tokens = max_tokens;
 	qwen_ids_reserve(&seq->tokens, (size_t) (n_prompt + max_tokens));
 	for (int32_t i = 0; i < n_prompt; i++)
-		qwen_ids_push(&seq->tokens, (int32_t) id * 1000 + i);
-	seq->n_blocks = (n_prompt + max_tokens + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK;
-	seq->blocks = calloc((size_t) seq->n_blocks, sizeof(int32_t));
+		qwen_ids_push(&seq->tokens, first + i);
+	seq->blocks = calloc(blocks, sizeof(int32_t));
+	seq->names = calloc(blocks, sizeof(uint64_t));
+	for (int32_t i = 0; i < n_prompt / QWEN_KV_BLOCK; i++)
+		seq->names[seq->n_names++] =
+			qwen_kv_name(key, i ? seq->names[i - 1] : 0, seq->tokens.data + (size_t) i * QWEN_KV_BLOCK);
+	return seq;
+}
+
+static qwen_sequence *
+make(uint64_t id, int32_t n_prompt, int32_t max_tokens, int32_t priority)
+{
+	qwen_sequence *seq = make_text(id, (int32_t) id * 1000, n_prompt, max_tokens, 0);
+
+	seq->priority = priority;
 	return seq;
 }
 
@@ -39,11 +55,12 @@ play_step(qwen_scheduler *s)
 {
 	int got = 0;
 
+	qwen_scheduler_computed(s, 100);
+
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{
 		qwen_sequence *seq = s->members[i];
 
-		seq->n_computed += s->seqs[i].n_tokens;
 		if (qwen_sequence_pending(seq) == 0)
 		{
 			qwen_ids_push(&seq->tokens, 7);
@@ -84,7 +101,7 @@ start(void)
 {
 	qwen_scheduler s;
 
-	assert_true(qwen_scheduler_init(&s, MAX_SEQUENCES, STEP_TOKENS, KV_BLOCKS));
+	assert_true(qwen_scheduler_init(&s, MAX_SEQUENCES, STEP_TOKENS, KV_BLOCKS, key));
 	return s;
 }
 
@@ -126,17 +143,17 @@ decodes_go_before_prompts(void **state)
 }
 
 static void
-admission_never_takes_more_than_there_is(void **state)
+nobody_starts_without_memory(void **state)
 {
 	qwen_scheduler s = start();
 	qwen_sequence *first = make(1, 64, 32, 0);
 
-	qwen_scheduler_add(&s, first);              /* 6 of 10 blocks */
-	qwen_scheduler_add(&s, make(2, 64, 32, 0)); /* must wait */
+	qwen_scheduler_add(&s, first);              /* 5 of 10 blocks, 6 at its end */
+	qwen_scheduler_add(&s, make(2, 90, 32, 0)); /* 6: must wait */
 	qwen_scheduler_add(&s, make(3, 5, 5, 0));   /* would fit, but never overtakes */
 	qwen_scheduler_build(&s);
 	assert_int_equal(s.n_running, 1);
-	assert_int_equal(s.pool.n_free, 4);
+	assert_int_equal(s.pool.n_free, 5);
 	assert_int_equal(qwen_scheduler_waiting(&s), 2);
 
 	qwen_scheduler_finish(&s, first);
@@ -145,6 +162,189 @@ admission_never_takes_more_than_there_is(void **state)
 	qwen_scheduler_build(&s);
 	assert_int_equal(s.n_running, 2);
 	assert_false(qwen_scheduler_idle(&s));
+	qwen_scheduler_destroy(&s);
+}
+
+/* Runs steps until nothing is left to compute, ending sequences at max_tokens. Returns the tokens computed. */
+static int
+run_to_the_end(qwen_scheduler *s)
+{
+	int computed = 0;
+
+	while (qwen_scheduler_build(s))
+	{
+		check_batch(s);
+		computed += s->batch.n_tokens;
+		play_step(s);
+		for (int32_t i = s->n_running - 1; i >= 0; i--)
+			if ((int32_t) s->running[i]->tokens.len - s->running[i]->n_prompt == s->running[i]->max_tokens)
+				qwen_scheduler_finish(s, s->running[i]);
+	}
+	return computed;
+}
+
+static void
+who_started_last_gives_way(void **state)
+{
+	qwen_scheduler s = start();
+
+	/* each grows to 6 of the 10 blocks */
+	qwen_scheduler_add(&s, make(1, 40, 50, 0));
+	qwen_scheduler_add(&s, make(2, 40, 50, 0));
+	run_to_the_end(&s);
+	assert_true(s.preemptions > 0);
+	assert_int_equal(s.flushing.n, 2);
+	assert_int_equal(s.flushing.head->id, 1); /* the first was never thrown out */
+	assert_int_equal(s.pool.n_free, KV_BLOCKS);
+	qwen_scheduler_destroy(&s);
+}
+
+static void
+a_common_beginning_is_computed_once(void **state)
+{
+	qwen_scheduler s = start();
+	int computed;
+
+	/* 32 tokens of template, then 4 of each one's own */
+	for (uint64_t id = 1; id <= 8; id++)
+	{
+		qwen_sequence *seq = make_text(id, 100, 36, 1, 0);
+
+		for (int i = 32; i < 36; i++)
+			seq->tokens.data[i] = (int32_t) id;
+		qwen_scheduler_add(&s, seq);
+	}
+	computed = run_to_the_end(&s);
+	assert_int_equal(computed, 36 + 7 * 4);
+	assert_int_equal(s.cached_tokens, 7 * 32);
+	assert_int_equal(s.flushing.n, 8);
+
+	/* A later one finds it too, though nobody has it in use; the last token is always computed. */
+	qwen_scheduler_add(&s, make_text(9, 100, 32, 1, 0));
+	assert_int_equal(run_to_the_end(&s), 16);
+	qwen_scheduler_destroy(&s);
+}
+
+static void
+a_beginning_that_is_never_finished_is_not_waited_for(void **state)
+{
+	qwen_scheduler s = start();
+	qwen_sequence *first = make_text(1, 100, 80, 1, 0);
+
+	qwen_scheduler_add(&s, first);
+	qwen_scheduler_add(&s, make_text(2, 100, 80, 1, 0));
+	qwen_scheduler_build(&s);
+	assert_int_equal(s.n_running, 1);
+	qwen_scheduler_remove(&s, first);
+	qwen_sequence_free(first);
+	assert_true(qwen_scheduler_build(&s));
+	assert_int_equal(s.running[0]->id, 2);
+	assert_int_equal(s.running[0]->n_computed, 0);
+	qwen_scheduler_destroy(&s);
+}
+
+static void
+the_cache_can_be_left_alone(void **state)
+{
+	qwen_scheduler s = start();
+
+	for (uint64_t id = 1; id <= 2; id++)
+	{
+		qwen_sequence *seq = make_text(id, 100, 32, 1, 0);
+
+		free(seq->names);
+		seq->names = NULL;
+		seq->n_names = 0;
+		qwen_scheduler_add(&s, seq);
+	}
+	assert_int_equal(run_to_the_end(&s), 64);
+	qwen_scheduler_destroy(&s);
+}
+
+static void
+names_depend_on_everything_before(void **state)
+{
+	const uint64_t other_key[2] = {1, 3};
+	int32_t tokens[QWEN_KV_BLOCK] = {5, 6, 7};
+	uint64_t name = qwen_kv_name(key, 0, tokens);
+
+	assert_true(name == qwen_kv_name(key, 0, tokens));
+	assert_true(name != qwen_kv_name(key, 1, tokens));
+	assert_true(name != qwen_kv_name(other_key, 0, tokens));
+	tokens[QWEN_KV_BLOCK - 1] = 1;
+	assert_true(name != qwen_kv_name(key, 0, tokens));
+}
+
+/* One session has all seats; another one's first request gets one at once. */
+static void
+a_newcomer_gets_a_seat(void **state)
+{
+	qwen_scheduler s = start();
+
+	for (uint64_t id = 1; id <= 10; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 100, 4, 20, 1));
+	qwen_scheduler_build(&s);
+	play_step(&s);
+	assert_int_equal(s.n_running, MAX_SEQUENCES);
+	qwen_scheduler_add(&s, make_text(11, 7, 4, 20, 2));
+	qwen_scheduler_build(&s);
+	assert_int_equal(s.n_running, MAX_SEQUENCES);
+	assert_int_equal(qwen_scheduler_find(&s, 11)->state, QWEN_SEQ_RUNNING);
+	assert_int_equal(s.preemptions, 1);
+	assert_int_equal(qwen_scheduler_find(&s, 4)->state, QWEN_SEQ_WAITING); /* it had started last */
+	run_to_the_end(&s);
+	assert_int_equal(s.flushing.n, 11);
+	qwen_scheduler_destroy(&s);
+}
+
+/* Where a step's time is mostly its tokens, one session may not fill the step that another one shares. */
+static void
+a_small_session_is_not_slowed_down_by_a_large_one(void **state)
+{
+	qwen_scheduler s = start();
+
+	qwen_scheduler_add(&s, make_text(1, 100, 4, 20, 1));
+	qwen_scheduler_build(&s);
+	play_step(&s);
+	for (int i = 0; i < 100; i++)
+	{
+		/* 10 us and 10 us for each token: two tokens double the step of one */
+		s.batch.n_tokens = 1 + i % 8;
+		s.batch.n_seqs = 0;
+		qwen_scheduler_computed(&s, 10 + 10 * (uint64_t) (1 + i % 8));
+	}
+	for (uint64_t id = 2; id <= 4; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, 30, 20, 2));
+	qwen_scheduler_build(&s);
+	check_batch(&s);
+	assert_int_equal(s.n_running, 4);
+	assert_int_equal(s.members[0]->id, 1);
+	assert_true(s.batch.n_tokens <= 3);
+	run_to_the_end(&s);
+	assert_int_equal(s.flushing.n, 4);
+	qwen_scheduler_destroy(&s);
+}
+
+/* A stream that nobody reads must not keep the cache from the others. */
+static void
+an_unread_stream_gives_its_memory_to_others(void **state)
+{
+	qwen_scheduler s = start();
+	qwen_sequence *seq = make_text(1, 100, 90, 20, 1);
+
+	seq->flags = QWEN_FLAG_STREAM;
+	qwen_scheduler_add(&s, seq);
+	while (qwen_scheduler_build(&s) && !play_step(&s))
+		;
+	qwen_output_append(&seq->out, "unread", 6);
+	qwen_scheduler_add(&s, make_text(2, 5000, 90, 20, 1));
+	run_to_the_end(&s);
+	assert_int_equal(s.flushing.n, 1);
+	assert_int_equal(s.flushing.head->id, 2);
+	assert_int_equal(seq->state, QWEN_SEQ_WAITING);
+	seq->out.sent = seq->out.ready.len = 0;
+	run_to_the_end(&s);
+	assert_int_equal(s.flushing.n, 2);
 	qwen_scheduler_destroy(&s);
 }
 
@@ -205,33 +405,53 @@ a_stream_with_a_slow_reader_waits(void **state)
 	qwen_scheduler_destroy(&s);
 }
 
-/* Ten thousand steps of arrivals, ends and removals: blocks are never shared and all come back. */
+/* Whether the books are right: every block has as many users as tables that hold it, the rest is free. */
+static void
+check_books(const qwen_scheduler *s)
+{
+	int users[KV_BLOCKS] = {0};
+	int n_free = 0;
+
+	for (int32_t i = 0; i < s->n_running; i++)
+		for (int32_t b = 0; b < s->running[i]->n_blocks; b++)
+			users[s->running[i]->blocks[b]]++;
+	for (int b = 0; b < KV_BLOCKS; b++)
+	{
+		assert_int_equal(s->pool.blocks[b].users, users[b]);
+		n_free += users[b] == 0;
+		assert_true(users[b] < 2 || s->pool.blocks[b].ready);
+	}
+	assert_int_equal(s->pool.n_free, n_free);
+}
+
+/* Ten thousand steps of arrivals, ends and removals, with common beginnings, sessions and priorities. */
 static void
 random_traffic_keeps_the_books(void **state)
 {
 	qwen_scheduler s = start();
 	uint32_t x = 1;
 	uint64_t next_id = 1;
+	int ended = 0;
 
 	for (int step = 0; step < 10000; step++)
 	{
-		bool taken[KV_BLOCKS] = {false};
-
 		x = x * 1664525u + 1013904223u;
 		if ((x >> 28) < 6 && qwen_scheduler_waiting(&s) < 5)
-			qwen_scheduler_add(
-				&s, make(next_id++, 1 + (int32_t) (x >> 8) % 90, 1 + (int32_t) (x >> 16) % 30, (int32_t) (x % 3) - 1));
+		{
+			qwen_sequence *seq = make_text(next_id++, (int32_t) (x >> 27 & 1) * 500, 1 + (int32_t) (x >> 8) % 90,
+										   1 + (int32_t) (x >> 16) % 60, (int32_t) (x >> 5) % 3);
+
+			seq->priority = (int32_t) (x % 3) - 1;
+			assert_true(qwen_scheduler_add(&s, seq));
+		}
 		if (qwen_scheduler_build(&s))
 		{
 			check_batch(&s);
 			play_step(&s);
 		}
-		for (int32_t i = 0; i < s.n_running; i++)
-			for (int32_t b = 0; b < s.running[i]->n_blocks; b++)
-			{
-				assert_false(taken[s.running[i]->blocks[b]]);
-				taken[s.running[i]->blocks[b]] = true;
-			}
+		else
+			assert_int_equal(qwen_scheduler_waiting(&s), 0); /* nobody waits beside an idle processor */
+		check_books(&s);
 		for (int32_t i = s.n_running - 1; i >= 0; i--)
 		{
 			qwen_sequence *seq = s.running[i];
@@ -241,9 +461,11 @@ random_traffic_keeps_the_books(void **state)
 			qwen_scheduler_finish(&s, seq);
 			qwen_scheduler_remove(&s, seq);
 			qwen_sequence_free(seq);
+			ended++;
 		}
 	}
-	assert_true(next_id > 1000);
+	assert_true(next_id > 500 && ended > 500 && s.preemptions > 0 && s.cached_tokens > 0);
+	assert_true(s.n_sessions <= 9);
 	qwen_scheduler_destroy(&s);
 }
 
@@ -253,7 +475,15 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_long_prompt_is_computed_in_chunks),
 		cmocka_unit_test(decodes_go_before_prompts),
-		cmocka_unit_test(admission_never_takes_more_than_there_is),
+		cmocka_unit_test(nobody_starts_without_memory),
+		cmocka_unit_test(who_started_last_gives_way),
+		cmocka_unit_test(a_common_beginning_is_computed_once),
+		cmocka_unit_test(a_beginning_that_is_never_finished_is_not_waited_for),
+		cmocka_unit_test(the_cache_can_be_left_alone),
+		cmocka_unit_test(names_depend_on_everything_before),
+		cmocka_unit_test(a_newcomer_gets_a_seat),
+		cmocka_unit_test(a_small_session_is_not_slowed_down_by_a_large_one),
+		cmocka_unit_test(an_unread_stream_gives_its_memory_to_others),
 		cmocka_unit_test(better_priorities_start_first),
 		cmocka_unit_test(removal_works_in_every_state),
 		cmocka_unit_test(a_stream_with_a_slow_reader_waits),
