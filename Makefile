@@ -55,8 +55,11 @@ override CFLAGS := $(filter-out -Wmissing-variable-declarations,$(CFLAGS))
 SERVER_STAMP := build/server
 SERVER := $(strip $(shell $(PG_CONFIG) --version) $(includedir_server) $(COPT))
 ifneq ($(SERVER),$(shell cat $(SERVER_STAMP) 2>/dev/null))
-$(shell mkdir -p build && echo '$(SERVER)' >$(SERVER_STAMP))
+.PHONY: $(SERVER_STAMP)
 endif
+$(SERVER_STAMP):
+	@mkdir -p $(@D)
+	@echo '$(SERVER)' >$@
 $(OBJS): $(SERVER_STAMP) $(wildcard extension/*.h) engine/protocol.h
 
 sql/qwen--$(EXTVERSION).sql: sql/qwen.sql qwen.control

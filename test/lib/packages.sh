@@ -77,4 +77,5 @@ install_missing()
 	"${sudo[@]}" apt-get update -q
 	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
 		"${missing[@]}" "${wanted[@]}"
+	have_server && have_server_headers || die "$(command -v "$PG_CONFIG") belongs to no server; please set PG_CONFIG"
 }
