@@ -86,5 +86,6 @@ uninstall-engine:
 .PHONY: bench
 bench: all
 	bash test/bench/run
+	bash test/bench/rows
 
 endif
