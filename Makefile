@@ -89,5 +89,6 @@ uninstall-engine:
 .PHONY: bench
 bench: all
 	bash test/bench/run
+	bash test/bench/rows
 
 endif

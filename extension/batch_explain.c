@@ -39,7 +39,7 @@ static void
 explain_calls(QwenBatchState *state, List *ancestors, ExplainState *es)
 {
 	List *context = set_deparse_context_plan(es->deparse_cxt, state->css.ss.ps.plan, ancestors);
-	bool with_prefix = list_length(es->rtable) > 1 || es->verbose;
+	bool with_prefix = qwen_explain_tables(es) > 1 || es->verbose;
 	List *calls = NIL;
 
 	for (int i = 0; i < state->n_calls; i++)

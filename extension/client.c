@@ -41,13 +41,14 @@ struct QwenCall
 	dlist_node link; /* in `calls` */
 	ResourceOwner owner;
 	QwenSlot *slot; /* NULL: not taken yet, or given back */
-	uint32 length;  /* bytes of records in `records` */
-	uint32 next;    /* the first one that has not been handed out */
 	Oid userid;     /* whose request it is */
 	uint32 kind;    /* qwen_request_kind */
 	bool published; /* the slot holds a request */
 	bool counted;   /* in the statistics, or not to be */
-	char records[QWEN_REPLY_BYTES];
+	char *records;  /* that have been taken out of the slot */
+	Size size;      /* allocated */
+	Size length;    /* of the records */
+	Size next;      /* the first one that has not been handed out */
 };
 
 typedef enum Room
@@ -72,13 +73,16 @@ static QwenCall *create_call(const StringInfo request);
 static bool get_room(QwenCall *call, const StringInfo request, bool nowait);
 static Room take_room(QwenCall *call, Size size);
 static void wait_for_room(QwenCall *call, Size size, Room lack);
+static void settle_others(TimestampTz deadline);
 static void sleep_in_line(TimestampTz deadline, Room lack);
 static int detail_of_lack(Room lack);
 static void enter_line(void);
 static void leave_line(void);
 static void publish(QwenCall *call, const StringInfo request);
+static void wait_for_reply(long timeout);
 static bool hand_out(QwenCall *call, QwenReply *reply);
 static bool take_replies(QwenCall *call);
+static void make_space(QwenCall *call);
 static void count_end(QwenCall *call);
 static void count_error(QwenCall *call, int sqlstate);
 static uint64 data_bytes(const char *records, uint32 length);
@@ -249,6 +253,8 @@ create_call(const StringInfo request)
 	call = MemoryContextAlloc(TopMemoryContext, sizeof(QwenCall));
 	call->owner = CurrentResourceOwner;
 	call->slot = NULL;
+	call->records = MemoryContextAlloc(TopMemoryContext, QWEN_REPLY_BYTES);
+	call->size = QWEN_REPLY_BYTES;
 	call->length = 0;
 	call->next = 0;
 	call->userid = GetUserId();
@@ -300,6 +306,7 @@ wait_for_room(QwenCall *call, Size size, Room lack)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), qwen_queue_timeout);
 
+	settle_others(deadline);
 	enter_line();
 	PG_TRY();
 	{
@@ -311,6 +318,31 @@ wait_for_room(QwenCall *call, Size size, Room lack)
 		leave_line();
 	}
 	PG_END_TRY();
+}
+
+/*
+ * Who waits for a place must not hold one, or two processes could wait for each other.  So all other answers of this
+ * process are taken out of their slots first; their readers will find them here.
+ */
+static void
+settle_others(TimestampTz deadline)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, &calls)
+	{
+		QwenCall *other = dlist_container(QwenCall, link, iter.cur);
+
+		while (other->slot != NULL && other->published)
+		{
+			long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+			if (left <= 0)
+				return;
+			if (!take_replies(other))
+				wait_for_reply(Min(left, LIVENESS_MS));
+		}
+	}
 }
 
 /* One turn of waiting. The check of the time comes first, so a timeout of 0 fails without sleeping. */
@@ -404,22 +436,26 @@ publish(QwenCall *call, const StringInfo request)
 void
 qwen_call_next(QwenCall *call, QwenReply *reply)
 {
-	static uint32 event = 0;
-
 	CHECK_FOR_INTERRUPTS();
 	while (!hand_out(call, reply))
 	{
 		if (call->slot == NULL)
 			elog(ERROR, "the reply of this qwen call has ended");
-		if (take_replies(call))
-			continue;
-
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, LIVENESS_MS,
-						 qwen_wait_event("QwenResultWait", &event));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		check_worker();
+		if (!take_replies(call))
+			wait_for_reply(LIVENESS_MS);
 	}
+}
+
+static void
+wait_for_reply(long timeout)
+{
+	static uint32 event = 0;
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
+					 qwen_wait_event("QwenResultWait", &event));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	check_worker();
 }
 
 /* Never sleeps: for callers that hold several calls and take what comes first. */
@@ -463,23 +499,25 @@ hand_out(QwenCall *call, QwenReply *reply)
 }
 
 /*
- * Takes over all records in the slot, when the earlier ones have been handed out.  False if there were none.  After the
- * last record the slot is of no more use and goes back at once.
+ * Takes over all records in the slot; false if there were none.  After the last record the slot is of no more use and
+ * goes back at once.
  */
 static bool
 take_replies(QwenCall *call)
 {
 	QwenSlot *slot = call->slot;
+	uint32 length;
 	bool done;
 	bool credit = false;
 
+	make_space(call);
 	LWLockAcquire(qwen_slot_lock(slot), LW_EXCLUSIVE);
-	call->next = 0;
-	call->length = slot->reply_len;
-	memcpy(call->records, qwen_slot_reply(slot), call->length);
+	length = slot->reply_len;
+	memcpy(call->records + call->length, qwen_slot_reply(slot), length);
 	slot->reply_len = 0;
-	slot->taken += call->length;
-	slot->consumed += data_bytes(call->records, call->length);
+	slot->taken += length;
+	slot->consumed += data_bytes(call->records + call->length, length);
+	call->length += length;
 	done = slot->state == QWEN_SLOT_DONE;
 	if (!done && slot->taken - slot->credited > QWEN_WINDOW / 2)
 	{
@@ -496,7 +534,20 @@ take_replies(QwenCall *call)
 	}
 	else if (credit)
 		ask_for_credit(slot);
-	return call->length > 0;
+	return length > 0;
+}
+
+/* For all that the slot can hold, behind what has not been handed out. */
+static void
+make_space(QwenCall *call)
+{
+	if (call->next == call->length)
+		call->next = call->length = 0;
+	if (call->size - call->length >= QWEN_REPLY_BYTES)
+		return;
+
+	call->size *= 2;
+	call->records = repalloc_huge(call->records, call->size);
 }
 
 /* The last record has come: DONE or ERROR, behind what came with it. */
@@ -508,7 +559,7 @@ count_end(QwenCall *call)
 	qwen_wire_error error;
 	const char *payload = NULL;
 
-	for (uint32 at = 0; at < call->length; at += sizeof(record) + record.length)
+	for (Size at = 0; at < call->length; at += sizeof(record) + record.length)
 	{
 		memcpy(&record, call->records + at, sizeof(record));
 		payload = call->records + at + sizeof(record);
@@ -587,6 +638,7 @@ check_worker(void)
 void
 qwen_call_release(QwenCall *call)
 {
+	call->next = call->length;
 	if (call->published && call->slot != NULL)
 		(void) take_replies(call);
 	if (!call->counted)
@@ -594,6 +646,7 @@ qwen_call_release(QwenCall *call)
 	if (call->slot != NULL)
 		qwen_slot_withdraw(call->slot);
 	dlist_delete(&call->link);
+	pfree(call->records);
 	pfree(call);
 }
 

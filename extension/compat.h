@@ -88,4 +88,11 @@ qwen_wait_event(const char *name, uint32 *cache)
 #include "commands/explain.h"
 #endif
 
+/* PG 18: entries of the range table that are no tables (grouping) are not counted when EXPLAIN decides about prefixes. */
+#if PG_VERSION_NUM >= 180000
+#define qwen_explain_tables(es) ((es)->rtable_size)
+#else
+#define qwen_explain_tables(es) list_length((es)->rtable)
+#endif
+
 #endif /* QWEN_COMPAT_H */

@@ -1,0 +1,328 @@
+"""rows.py: the measures of test/bench/rows, on servers that it has started.
+
+Sides that are compared take turns within a round, so that what else the machine does hits both; a figure is the median
+of the rounds, a ratio the median of the rounds' ratios, and the spread stands beside it. No prompt is used twice unless
+that is said: the engine remembers prompts, and would win by it.
+"""
+import argparse
+import re
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+
+ROUNDS = 5
+
+# A request that does not end by itself: at this temperature words are drawn almost evenly, and this seed draws no end.
+ENDLESS = ("'Describe these countries: France, Japan.'", "max_tokens => 1900, temperature => 100, seed => 5")
+
+
+class Session:
+    """A psql that is fed line by line."""
+
+    def __init__(self, setup=""):
+        self.process = subprocess.Popen(
+            [args.bin + "/psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", args.host, "-U", "postgres", "postgres"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+        self.notices = []
+        threading.Thread(target=self._read_notices, daemon=True).start()
+        if setup:
+            self.ask(setup)
+
+    def _read_notices(self):
+        for line in self.process.stderr:
+            self.notices.append(line.rstrip())
+
+    def begin(self, sql):
+        self.process.stdin.write(sql + ";\n\\echo -- end\n")
+        self.process.stdin.flush()
+
+    def end(self):
+        lines = []
+        for line in self.process.stdout:
+            if line == "-- end\n":
+                return lines
+            lines.append(line.rstrip("\n"))
+        raise RuntimeError("\n".join(self.notices))
+
+    def ask(self, sql):
+        self.begin(sql)
+        return self.end()
+
+    def seconds(self, sql):
+        """Of a query whose rows are fetched and thrown away."""
+        self.ask("\\o /dev/null\nSELECT")
+        start = time.perf_counter()
+        self.ask(sql)
+        took = time.perf_counter() - start
+        self.ask("\\o\nSELECT")
+        return took
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 60
+        while self.ask("SELECT " + condition) != ["t"]:
+            if time.monotonic() > deadline:
+                raise RuntimeError("waited in vain for " + condition)
+            time.sleep(0.01)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def pgbench(script, clients, transactions=None, seconds=None, port=5432):
+    """Transactions a second, connecting not counted."""
+    command = [args.bin + "/pgbench", "-n", "-h", args.host, "-p", str(port), "-U", "postgres", "-c", str(clients), "-j", "2"]
+    command += ["-T", str(seconds)] if seconds else ["-t", str(transactions)]
+    command += ["-S"] if script is None else ["-f", script]
+    out = subprocess.run(command + ["postgres"], check=True, capture_output=True, text=True).stdout
+    return float(re.search(r"tps = ([0-9.]+) \(without", out).group(1))
+
+
+def file_of(text):
+    with tempfile.NamedTemporaryFile("w", dir=args.host, suffix=".sql", delete=False) as f:
+        f.write(text)
+    return f.name
+
+
+def p95(values):
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def spread(values, form="{:.2f}"):
+    return "{} .. {}".format(form.format(min(values)), form.format(max(values)))
+
+
+def row(measure, target, figure, reached, note):
+    print("| {} | {} | {} | {} | {} |".format(measure, target, figure, "yes" if reached else "**no**", note), flush=True)
+
+
+def prompts(round_, n):
+    """A query for n prompts of a round, none of which begins as one of another round does."""
+    return ("(SELECT format('Note %s-{}. %s', i, prompt) AS prompt FROM docs, generate_series(1, {} / 30) i ORDER BY i, id"
+            " LIMIT {}) AS prompts".format(round_, n + 60, n))
+
+
+# ---- a thousand rows ----
+
+def offline_seconds(session, round_, n):
+    """What the engine takes for the same prompts by itself, loading not counted."""
+    lines = session.ask("SELECT json_build_object('prompt', prompt, 'max_tokens', 64) FROM " + prompts(round_, n))
+    took = []
+    for part in (lines[:1], lines):
+        path = file_of("\n".join(part) + "\n")
+        start = time.perf_counter()
+        out = subprocess.run([args.engine, "generate", "-m", args.model, path], check=True, capture_output=True).stdout
+        took.append(time.perf_counter() - start)
+        assert len(out.splitlines()) == len(part)
+    return took[1] - took[0]
+
+
+def measure_batch():
+    session = Session()
+    n = 1000
+    sql, offline = [], []
+    for round_ in range(ROUNDS):
+        sql.append(n / session.seconds("SELECT qwen_generate(prompt, max_tokens => 64) FROM " + prompts(round_, n)))
+        offline.append(n / offline_seconds(session, round_, n))
+    ratios = [a / b for a, b in zip(sql, offline)]
+    session.close()
+    row("1,000 rows in SQL, against `qwen-engine generate` on the same prompts", "≥ 0.9",
+        "{:.2f}".format(statistics.median(ratios)), statistics.median(ratios) >= 0.9,
+        "{:.0f} and {:.0f} rows/s; {}".format(statistics.median(sql), statistics.median(offline), spread(ratios)))
+
+
+# ---- many sessions ----
+
+def measure_sessions():
+    ask = "SELECT qwen_generate(format('Note %s-%s. %s', :a, id, prompt), max_tokens => 64) FROM "
+    one = file_of("\\set a random(1, 1000000000)\n\\set i random(1, 30)\n" + ask + "docs WHERE id = :i;\n")
+    many = file_of("\\set a random(1, 1000000000)\n" + ask +
+                   "(SELECT id + 100 * i AS id, prompt FROM docs, generate_series(1, 3) i LIMIT 64) AS d;\n")
+    sessions, single = [], []
+    for _ in range(ROUNDS):
+        sessions.append(pgbench(one, 64, transactions=8))
+        single.append(64 * pgbench(many, 1, transactions=8))
+    ratios = [a / b for a, b in zip(sessions, single)]
+    row("64 sessions with a row each, against one session with 64 rows", "≥ 0.9",
+        "{:.2f}".format(statistics.median(ratios)), statistics.median(ratios) >= 0.9,
+        "{:.0f} and {:.0f} rows/s; {}".format(statistics.median(sessions), statistics.median(single), spread(ratios)))
+
+
+# ---- one call ----
+
+def measure_call():
+    """The statement's time, parsed and planned and run inside the server, less what the engine says it took."""
+    session = Session(r"""
+        CREATE OR REPLACE FUNCTION outside_us(n int) RETURNS SETOF float8 LANGUAGE plpgsql AS $$
+        DECLARE start timestamptz; r qwen_result;
+        BEGIN
+            FOR i IN 1 .. n LOOP
+                start := clock_timestamp();
+                EXECUTE 'SELECT (r).* FROM (SELECT qwen_try_generate(''What is 17 + 25?'') AS r OFFSET 0) AS x' INTO r;
+                RETURN NEXT 1e6 * extract(epoch FROM clock_timestamp() - start) - 1000 * (r.queue_ms + r.run_ms);
+            END LOOP;
+        END $$""")
+    session.ask("SELECT count(*) FROM outside_us(20)")
+    medians = [statistics.median(map(float, session.ask("SELECT outside_us(100)"))) for _ in range(ROUNDS)]
+    session.close()
+    row("one call, empty queue: time outside the engine", "< 300 µs", "{:.0f} µs".format(statistics.median(medians)),
+        statistics.median(medians) < 300, spread(medians, "{:.0f}") + ", each the median of 100 calls")
+
+
+# ---- one row beside ten thousand ----
+
+def latencies(session, n):
+    return [float(x) for x in session.ask("SELECT latency_ms({})".format(n))]
+
+
+def measure_latency():
+    session = Session(r"""
+        CREATE ROLE probe;
+        CREATE OR REPLACE FUNCTION latency_ms(n int) RETURNS SETOF float8 LANGUAGE plpgsql AS $$
+        DECLARE start timestamptz;
+        BEGIN
+            FOR i IN 1 .. n LOOP
+                start := clock_timestamp();
+                PERFORM qwen_generate(format('Note %s. What is 17 + 25?', clock_timestamp()), max_tokens => 16);
+                RETURN NEXT 1e3 * extract(epoch FROM clock_timestamp() - start);
+            END LOOP;
+        END $$;
+        SELECT qwen_grant_usage('probe');
+        SET ROLE probe""")
+    statement = Session()
+    latencies(session, 10)
+    idle, busy, steps = [], [], []
+    for round_ in range(ROUNDS):
+        idle.append(p95(latencies(session, 100)))
+        pid = statement.ask("SELECT pg_backend_pid()")[0]
+        statement.begin("SELECT count(qwen_generate(prompt, max_tokens => 64)) FROM " + prompts(round_, 10000))
+        session.ask("RESET ROLE; SELECT qwen_stat_reset()")
+        session.wait_until("count(*) > 8 FROM qwen_requests WHERE pid = " + pid)
+        session.ask("SET ROLE probe")
+        busy.append(p95(latencies(session, 50)))
+        steps.append(float(session.ask("SELECT run_ms / steps FROM qwen_stat")[0]))
+        session.ask("RESET ROLE; SELECT pg_cancel_backend({}); SET ROLE probe".format(pid))
+        statement.process.wait()
+        statement = Session()
+    statement.close()
+    session.close()
+    limits = [2 * i + s for i, s in zip(idle, steps)]
+    ratios = [b / limit for b, limit in zip(busy, limits)]
+    row("p95 of a one-row call during a 10,000-row statement, against 2 x idle + a step", "< 1",
+        "{:.2f}".format(statistics.median(ratios)), statistics.median(ratios) < 1,
+        "{:.1f} ms, idle {:.1f} ms, step {:.1f} ms; {}".format(
+            statistics.median(busy), statistics.median(idle), statistics.median(steps), spread(ratios)))
+
+
+# ---- the library at rest ----
+
+def measure_idle():
+    """Point queries; many short turns, because the machine's own noise is larger than what is looked for."""
+    for port in (5432, args.plain_port):
+        subprocess.run([args.bin + "/pgbench", "-i", "-q", "-h", args.host, "-p", str(port), "-U", "postgres", "postgres"],
+                       check=True, capture_output=True)
+    ratios = []
+    for turn in range(4 * ROUNDS):
+        ports = [5432, args.plain_port] if turn % 2 else [args.plain_port, 5432]
+        tps = {port: pgbench(None, 1, seconds=2, port=port) for port in ports}
+        ratios.append(tps[args.plain_port] / tps[5432] - 1)
+    cost = statistics.median(ratios)
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    row("library loaded but not used: what `pgbench -S` loses", "< 1 %", "{:.1f} %".format(100 * cost), cost < 0.01,
+        "± {:.1f} % (standard error of {} pairs)".format(100 * error, len(ratios)))
+
+
+# ---- cancel ----
+
+OBSERVER = r"""SET qwen.priority = 'interactive';
+    DO $$
+    DECLARE c refcursor; r record;
+    BEGIN
+        OPEN c FOR SELECT qwen_stream(""" + ", ".join(ENDLESS) + r""");
+        LOOP
+            FETCH c INTO r;
+            EXIT WHEN NOT FOUND;
+            RAISE NOTICE '%', extract(epoch FROM clock_timestamp());
+        END LOOP;
+    END $$"""
+
+WAITER = r"""SET qwen.priority = 'batch';
+    DO $$
+    DECLARE start float8 := extract(epoch FROM clock_timestamp()); r qwen_result;
+    BEGIN
+        r := qwen_try_generate('2 + 3 =');
+        RAISE NOTICE '%', start + r.queue_ms / 1000;
+    END $$"""
+
+
+def times(session):
+    return [float(line.split()[-1]) for line in session.notices if line.startswith("NOTICE")]
+
+
+def wait_for_times(session, n):
+    deadline = time.monotonic() + 60
+    while len(times(session)) < n:
+        if time.monotonic() > deadline:
+            raise RuntimeError("waited in vain for {} notices".format(n))
+        time.sleep(0.01)
+
+
+def one_cancel(control):
+    """
+    A statement holds all seats but one, in which a stream tells of each step; another call waits.  It starts when the
+    statement is cancelled and has given its cache back.  Gives the time for that, in steps.
+    """
+    victim, observer, waiter = Session("SET qwen.priority = 'interactive'"), Session(), Session()
+    pid = victim.ask("SELECT pg_backend_pid()")[0]
+    observer_pid = observer.ask("SELECT pg_backend_pid()")[0]
+    observer.begin(OBSERVER)
+    control.wait_until("count(*) = 1 FROM qwen_requests WHERE state = 'running'")
+    victim.begin("SELECT qwen_generate(array_fill({}::text, '{{8}}'), {})".format(*ENDLESS))
+    control.wait_until("count(*) = 9 FROM qwen_requests WHERE state = 'running'")
+    waiter.begin(WAITER)
+    control.wait_until("count(*) = 1 FROM qwen_requests WHERE state = 'queued'")
+    wait_for_times(observer, len(times(observer)) + 20)
+    cancelled = float(control.ask(
+        "SELECT extract(epoch FROM clock_timestamp()) FROM pg_cancel_backend({}) WHERE pg_cancel_backend".format(pid))[0])
+    waiter.end()
+    wait_for_times(waiter, 1)
+    control.ask("SELECT pg_cancel_backend({})".format(observer_pid))
+    victim.process.wait()
+    observer.process.wait()
+    before = [t for t in times(observer) if t < cancelled]
+    step = statistics.median(b - a for a, b in zip(before[-21:-1], before[-20:]))
+    took = times(waiter)[0] - cancelled
+    waiter.close()
+    return took, step
+
+
+def measure_cancel():
+    control = Session("ALTER SYSTEM SET qwen.max_sequences = 9")
+    control.ask("SELECT qwen_reload()")
+    control.wait_until("state = 'ready' AND max_sequences = 9 FROM qwen_status()")
+    pairs = [one_cancel(control) for _ in range(2 * ROUNDS + 1)]
+    control.ask("ALTER SYSTEM RESET qwen.max_sequences")
+    control.ask("SELECT qwen_reload()")
+    control.wait_until("state = 'ready' AND max_sequences > 9 FROM qwen_status()")
+    control.close()
+    steps = [took / step for took, step in pairs]
+    row("cancel of a statement to its cache being another's", "< 2 steps", "{:.1f} steps".format(statistics.median(steps)),
+        statistics.median(steps) < 2, "{:.1f} ms at {:.1f} ms a step; {}".format(
+            1000 * statistics.median(took for took, _ in pairs), 1000 * statistics.median(step for _, step in pairs),
+            spread(steps, "{:.1f}")))
+
+
+MEASURES = {"batch": measure_batch, "sessions": measure_sessions, "call": measure_call, "latency": measure_latency,
+            "idle": measure_idle, "cancel": measure_cancel}
+
+parser = argparse.ArgumentParser()
+for option in ("--bin", "--host", "--engine", "--model"):
+    parser.add_argument(option, required=True)
+parser.add_argument("--plain-port", type=int, required=True)
+parser.add_argument("measures", nargs="*", metavar="MEASURE", help=" ".join(MEASURES))
+args = parser.parse_args()
+print("| measure | target | figure | reached | |\n|---|---|---|---|---|", flush=True)
+for name in args.measures or MEASURES:
+    MEASURES[name]()
