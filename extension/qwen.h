@@ -52,6 +52,7 @@ extern char *qwen_dtype;
 extern int qwen_max_model_len;
 extern int qwen_max_sequences;
 extern char *qwen_kv_memory;
+extern bool qwen_prefix_cache;
 extern int qwen_threads;
 
 /* shared memory: postmaster */

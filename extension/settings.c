@@ -29,6 +29,7 @@ char *qwen_dtype = NULL;
 int qwen_max_model_len = 0;
 int qwen_max_sequences = 256;
 char *qwen_kv_memory = NULL;
+bool qwen_prefix_cache = true;
 int qwen_threads = 0;
 
 int qwen_max_requests = 1024;
@@ -200,6 +201,17 @@ define_placement_settings(void)
 							   check_memory,
 							   NULL,
 							   NULL);
+
+	DefineCustomBoolVariable("qwen.prefix_cache",
+							 "Computes the common beginnings of prompts once.",
+							 "Takes effect at qwen_reload().",
+							 &qwen_prefix_cache,
+							 true,
+							 PGC_SIGHUP,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
 }
 
 static void

@@ -119,6 +119,8 @@ qwen_engine_read_settings(void)
 		add_option(&next, "--dtype", qwen_dtype);
 	if (strcmp(qwen_kv_memory, "auto") != 0)
 		add_option(&next, "--kv-memory", qwen_kv_memory);
+	if (!qwen_prefix_cache)
+		add_option(&next, "--prefix-cache", "off");
 	add_number(&next, "--max-model-len", qwen_max_model_len, 0);
 	add_number(&next, "--max-sequences", qwen_max_sequences, 256);
 	add_number(&next, "--threads", qwen_threads, 0);
