@@ -35,16 +35,14 @@ my @jobs = map { $node->begin_sql("CALL storm($_, to_timestamp($until))") } 1 ..
 
 # The rhythm is the test: it waits for nothing.
 my $kills = 0;
-my $watch = $node->background_psql('postgres');
 while (time < $until)
 {
-	my $pid = $watch->query_safe('SELECT engine_pid FROM qwen_status()');
+	my $pid = $node->status('engine_pid');
 
 	$node->{qwen_engines}{$pid} = 1 if $pid;
 	$kills += kill 'KILL', $pid if $pid;
 	usleep(1_000_000);
 }
-$watch->quit;
 
 my @failed = grep { $node->end_sql($_)->{status} != 0 } @jobs;
 is(scalar(@failed), 0, 'no statement failed') or diag($failed[0]{err});
