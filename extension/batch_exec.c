@@ -190,20 +190,21 @@ exec_batch(CustomScanState *node)
 	}
 }
 
-/* The window of a new scan. */
+/* The window of a new scan. EvalPlanQual looks at a single row. */
 static void
 set_window(QwenBatchState *state)
 {
+	bool single = state->css.ss.ps.state->es_epq_active != NULL;
 	bool all = state->plan.demand == QWEN_DEMAND_ALL ||
 			   (state->plan.demand == QWEN_DEMAND_RUN && !qwen_statement_is_partial(state->statement));
 
-	state->window = all ? qwen_batch_rows : 1;
+	state->window = all && !single ? qwen_batch_rows : 1;
 	state->handed_out = 0;
 }
 
 /*
  * A window that has been used up was too small.  It stays at one row when reading ahead would be noticed: then the node
- * does exactly what the plain plan does.  EvalPlanQual wants a single row anyway.
+ * does exactly what the plain plan does.
  */
 static void
 grow_window(QwenBatchState *state)
@@ -461,7 +462,7 @@ rescan_batch(CustomScanState *node)
 
 /*
  * The executor shuts a plan down whenever it stops, also between two FETCHes.  Then the rows under way will be wanted; but
- * after a run to the end, or when a LIMIT above has had its rows, they will not.
+ * after a run to the end they are left over from a LIMIT.
  */
 static void
 shutdown_batch(CustomScanState *node)

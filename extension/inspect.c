@@ -95,7 +95,7 @@ qwen_list_requests(QwenRequestInfo **out)
 }
 
 /*
- * Priority, then age: the order in which requests start, but for the turns that the engine has the users' sessions take.
+ * Priority, then age: the order in which requests start, but for the turns that the engine has the sessions take.
  */
 static int
 compare_requests(const void *a, const void *b)

@@ -66,7 +66,7 @@ typedef struct QwenCounters
 	int64 queue_us;
 	int64 run_us;
 	int64 first_us; /* from arrival to the first token */
-	int64 answers;  /* requests that have a part in the seven sums above */
+	int64 answers;  /* requests that have a part in the sums above */
 } QwenCounters;
 
 typedef struct QwenStats

@@ -285,8 +285,10 @@ CREATE VIEW qwen_stat AS
 	FROM qwen_stat() s
 		 LEFT JOIN pg_catalog.pg_roles u ON u.oid = s.userid;
 
-COMMENT ON VIEW qwen_stat IS 'sums over the requests of each role since stats_reset; those of others only for pg_read_all_stats';
-COMMENT ON COLUMN qwen_stat.usename IS 'NULL with a userid: the role was dropped; without: all roles after the first 256';
+COMMENT ON VIEW qwen_stat
+	IS 'sums over the requests of each role since stats_reset; those of others only for pg_read_all_stats';
+COMMENT ON COLUMN qwen_stat.usename
+	IS 'NULL with a userid: the role was dropped; without: all roles after the first 256';
 COMMENT ON COLUMN qwen_stat.requests IS 'requests that have ended, also those that only count or make tokens';
 COMMENT ON COLUMN qwen_stat.answers IS 'answers of the model, to which tokens and times belong';
 COMMENT ON COLUMN qwen_stat.cached_tokens IS 'the part of prompt_tokens that was not computed again';

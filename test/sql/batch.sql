@@ -129,6 +129,39 @@ SELECT * FROM same('SELECT id FROM docs d WHERE EXISTS (SELECT FROM notes n WHER
 CREATE FUNCTION ask(t text) RETURNS text LANGUAGE sql AS $$ SELECT qwen_generate(t, max_tokens => 5) $$;
 SELECT * FROM same('SELECT id, ask(body) FROM docs');
 
+-- ---- shapes of all kinds ----
+
+SELECT * FROM same($q$WITH RECURSIVE r AS (SELECT 1 AS i, qwen_generate('What is 1 + 1?') AS g UNION ALL SELECT i + 1, qwen_generate('What is ' || g || ' + 1?') FROM r WHERE i < 4) SELECT * FROM r$q$);
+SELECT * FROM same($q$SELECT DISTINCT ON (kind) kind, id, qwen_generate(body) FROM docs ORDER BY kind, id$q$);
+SELECT * FROM same($q$SELECT qwen_generate(body) FROM docs EXCEPT SELECT qwen_generate(body) FROM docs WHERE id > 3 ORDER BY 1$q$);
+SELECT * FROM same($q$SELECT a.id, b.doc, qwen_generate(coalesce(a.body, b.note)) FROM docs a FULL JOIN notes b ON a.id = b.doc + 3 ORDER BY 1, 2$q$);
+SELECT * FROM same($q$SELECT id, ARRAY(SELECT qwen_generate(note) FROM notes WHERE doc < docs.kind + 2 ORDER BY doc) FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT s.id FROM (SELECT id, body FROM docs OFFSET 0) s WHERE qwen_generate(s.body) LIKE '%1%'$q$);
+SELECT * FROM same($q$SELECT id, id IN (SELECT length(qwen_generate(body)) FROM docs) FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT id, id = ANY (SELECT length(qwen_generate(body)) + d.kind FROM docs) FROM docs d ORDER BY id$q$);
+SELECT * FROM same($q$SELECT d.id, qwen_generate(d.body || (SELECT max(note) FROM notes WHERE doc = d.id)) FROM docs d ORDER BY id$q$);
+SELECT * FROM same($q$SELECT sum(length(qwen_generate(body))) OVER (ORDER BY id), id FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT kind, count(*), qwen_generate(kind || min(body)), grouping(kind) FROM docs GROUP BY ROLLUP (kind) ORDER BY kind$q$);
+SELECT * FROM same($q$SELECT (docs).body, qwen_generate((docs).body) FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT ROW(id, qwen_generate(body))::text, ARRAY[qwen_generate(body), body] FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT id, qwen_generate(body) IS NULL, NOT (qwen_generate(body) = '4'), qwen_generate(body) IN ('3', '4') FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT id FROM docs TABLESAMPLE SYSTEM (100) WHERE qwen_generate(body) = '5'$q$);
+SELECT * FROM same($q$SELECT ctid FROM docs WHERE ctid > '(0,3)' AND qwen_generate(body) IS NOT NULL$q$);
+SELECT * FROM same($q$SELECT x.g FROM docs LEFT JOIN LATERAL (SELECT qwen_generate(docs.body) AS g WHERE docs.id > 5) x ON true ORDER BY docs.id$q$);
+SELECT * FROM same($q$SELECT qwen_generate(body) AS a, (SELECT count(*) FROM notes WHERE note < qwen_generate(docs.body)) FROM docs ORDER BY id$q$);
+SELECT * FROM same($q$SELECT max(g) FROM (SELECT qwen_generate(body) g, kind FROM docs) s GROUP BY kind ORDER BY kind$q$);
+SELECT * FROM same($q$SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY qwen_generate(body)) FROM docs$q$);
+SELECT * FROM same($q$SELECT kind, json_object_agg(id, qwen_generate(body) ORDER BY id) FILTER (WHERE id < 7) FROM docs GROUP BY kind ORDER BY kind$q$);
+SELECT * FROM same($q$SELECT FROM docs WHERE qwen_generate(body) <> '4'$q$);
+SELECT * FROM same($q$SELECT count(*) FROM docs WHERE qwen_generate(body) <> '4'$q$);
+SELECT * FROM same($q$SELECT count(*) FROM docs a JOIN docs b ON a.id = b.id AND qwen_generate(a.body) = qwen_generate(b.body)$q$);
+SELECT * FROM same($q$SELECT qwen_generate(body) FROM docs WHERE id < 5 OFFSET 2$q$);
+SELECT * FROM same($q$SELECT string_agg(qwen_generate(body), ',' ORDER BY id) FROM docs WHERE false$q$);
+SELECT * FROM same($q$SELECT n, count(qwen_generate(body)) FROM docs, generate_series(1, 2) n GROUP BY n ORDER BY n$q$);
+SELECT * FROM same($q$SELECT id, lag(qwen_generate(body)) OVER w FROM docs WINDOW w AS (ORDER BY id)$q$);
+SELECT * FROM same($q$SELECT * FROM (SELECT id, row_number() OVER (ORDER BY id) AS r, qwen_generate(body) FROM docs) s WHERE r < 4$q$);
+SELECT * FROM same($q$SELECT id, qwen_generate(body, max_tokens => CASE WHEN id < 5 THEN 1 ELSE 3 END) FROM docs ORDER BY id DESC$q$);
+
 -- ---- partitions ----
 
 CREATE TABLE parts (id int, body text) PARTITION BY RANGE (id);

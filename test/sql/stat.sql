@@ -9,7 +9,8 @@ SELECT count(*) FROM qwen_stat;
 -- an answer is counted when it has been returned, with the numbers that the call itself gives
 CREATE TEMP TABLE given AS
 SELECT (r).* FROM (SELECT qwen_try_generate(prompt) AS r
-				   FROM (VALUES ('capital of Germany'), (NULL), ('29 + 26 ='), ('capital of Ukraine')) v(prompt) OFFSET 0) x;
+				   FROM (VALUES ('capital of Germany'), (NULL), ('29 + 26 ='), ('capital of Ukraine')) v(prompt)
+				   OFFSET 0) x;
 SELECT s.requests, s.answers, s.errors, s.prompt_tokens = g.prompt AS prompt, s.cached_tokens = g.cached AS cached,
 	   s.output_tokens = g.output AS output, abs(s.queue_ms - g.queue) < 0.01 AS queue,
 	   abs(s.run_ms - g.run) < 0.01 AS run,
@@ -18,8 +19,9 @@ SELECT s.requests, s.answers, s.errors, s.prompt_tokens = g.prompt AS prompt, s.
 	   abs(tokens_per_s / (1000 * g.output / g.run) - 1) < 0.01 AS tokens_per_s,
 	   steps = output_tokens + 3 AS steps, mean_batch >= 1 AS mean_batch, usename = current_user AS own
 FROM qwen_stat s,
-	 (SELECT sum(prompt_tokens) AS prompt, sum(cached_tokens) AS cached, sum(output_tokens) AS output, sum(queue_ms) AS queue,
-			 sum(run_ms) AS run FROM given) g;
+	 (SELECT sum(prompt_tokens) AS prompt, sum(cached_tokens) AS cached, sum(output_tokens) AS output,
+			 sum(queue_ms) AS queue, sum(run_ms) AS run
+	  FROM given) g;
 SELECT requests, qwen_generate('capital of Germany') FROM qwen_stat;
 SELECT requests FROM qwen_stat;
 
@@ -34,7 +36,8 @@ SELECT requests, answers, errors FROM qwen_stat;
 -- what only goes through the tokenizer is a request but no answer
 SELECT qwen_stat_reset();
 SELECT qwen_token_count('capital of Germany') > 0, qwen_detokenize(qwen_tokenize('Germany'));
-SELECT requests, answers, errors, prompt_tokens, output_tokens, queue_ms, run_ms, mean_first_token_ms, tokens_per_s, mean_batch
+SELECT requests, answers, errors, prompt_tokens, output_tokens, queue_ms, run_ms, mean_first_token_ms, tokens_per_s,
+	   mean_batch
 FROM qwen_stat;
 
 -- errors by cause
@@ -59,12 +62,14 @@ SELECT * FROM errors;
 -- not waited for
 SELECT qwen_stat_reset();
 BEGIN;
-DECLARE c CURSOR FOR SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', temperature => 100, seed => 5)).seq;
+DECLARE c CURSOR FOR
+	SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', temperature => 100, seed => 5)).seq;
 MOVE 1 FROM c;
 SELECT count(*) FROM errors;
 CLOSE c;
 SELECT * FROM errors;
-DECLARE c CURSOR FOR SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', temperature => 100, seed => 5)).seq;
+DECLARE c CURSOR FOR
+	SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', temperature => 100, seed => 5)).seq;
 MOVE 1 FROM c;
 ROLLBACK;
 SELECT * FROM errors;
@@ -106,16 +111,18 @@ SELECT qwen_generate('capital of Germany');
 SELECT stats_reset > at AS later, requests FROM qwen_stat, moment;
 
 -- the engine's own counters
-SELECT steps >= 0 AS steps, batched_tokens >= steps AS batched_tokens, coalesce(mean_batch, 1) >= 1 AS mean_batch, cached_tokens >= 0 AS cached,
-	   preemptions >= 0 AS preemptions, running >= 0 AS running, waiting >= 0 AS waiting, kv_blocks_used <= kv_blocks AS kv_blocks,
-	   since < now() AS since
+SELECT steps >= 0 AS steps, batched_tokens >= steps AS batched_tokens, coalesce(mean_batch, 1) >= 1 AS mean_batch,
+	   cached_tokens >= 0 AS cached, preemptions >= 0 AS preemptions, running >= 0 AS running, waiting >= 0 AS waiting,
+	   kv_blocks_used <= kv_blocks AS kv_blocks, since < now() AS since
 FROM qwen_stat_engine;
 
 -- where a request stands
 BEGIN;
-DECLARE c CURSOR FOR SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', temperature => 100, seed => 5)).seq;
+DECLARE c CURSOR FOR
+	SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', temperature => 100, seed => 5)).seq;
 MOVE 1 FROM c;
-SELECT state, queue_position, prompt_tokens > 10 AS prompt_tokens, age > '0' AS age FROM qwen_requests WHERE state <> 'cancelled';
+SELECT state, queue_position, prompt_tokens > 10 AS prompt_tokens, age > '0' AS age
+FROM qwen_requests WHERE state <> 'cancelled';
 COMMIT;
 
 DROP VIEW errors;

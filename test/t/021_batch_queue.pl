@@ -53,7 +53,38 @@ like($node->error_of("SET statement_timeout = '1s'; $text"), qr/^57014 /, 'a sta
 $node->is_idle;
 like($node->error_of("SELECT 1 / (g <> '42')::int FROM ($text) AS s"), qr/^22012 /, 'an error elsewhere');
 $node->is_idle;
-is($node->safe_psql('postgres', "SELECT g FROM ($text OFFSET 0) AS s WHERE g = '42' LIMIT 3"), "42\n42\n42", 'a LIMIT');
+is($node->safe_psql('postgres', <<~SQL), '0', 'a LIMIT: what it does not need is given back when the rows are there, before triggers run');
+	CREATE TABLE taken (answer text);
+	CREATE FUNCTION count_requests() RETURNS trigger LANGUAGE plpgsql AS \$\$
+	BEGIN
+		CREATE TABLE seen AS SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
+		RETURN NULL;
+	END
+	\$\$;
+	CREATE TRIGGER t AFTER INSERT ON taken FOR EACH STATEMENT EXECUTE FUNCTION count_requests();
+	INSERT INTO taken SELECT g FROM ($text OFFSET 0) AS s WHERE g = '42' LIMIT 3;
+	SELECT * FROM seen;
+	SQL
+$node->is_idle;
+
+# A statement without a portal of its own, of which two rows are read.
+my $two = $text =~ s/i < 4/i < 3/gr;
+
+is($node->safe_psql('postgres', <<~SQL), '42 0', 'a statement inside another one gives back all at its end');
+	SET client_min_messages = error;
+	SET plpgsql.extra_warnings = too_many_rows;
+	CREATE FUNCTION first() RETURNS text LANGUAGE plpgsql AS \$\$
+	DECLARE
+		answer text;
+		n int;
+	BEGIN
+		$two INTO answer;
+		SELECT count(*) INTO n FROM qwen_requests WHERE state <> 'cancelled';
+		RETURN answer || ' ' || n;
+	END
+	\$\$;
+	SELECT first();
+	SQL
 $node->is_idle;
 
 # ---- memory ----

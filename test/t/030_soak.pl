@@ -1,6 +1,6 @@
-# Thousands of requests of mixed length from many sessions, with cancels, disconnects and engine kills at random. At the
-# end all slots, all memory of the queue and all blocks of the KV cache are free, the processes have not grown, and every
-# answer that was waited for is what it is in quiet times.
+# Thousands of requests of mixed length from many sessions, with cancels, disconnects and engine kills at random. At
+# the end all slots, all memory of the queue and all blocks of the KV cache are free, the processes have not grown, and
+# every answer that was waited for is what it is in quiet times.
 #
 #	SOAK_REQUESTS	how many (2000); a long run takes 100000
 #	SOAK_SEED		of what happens; printed, to be given again
@@ -46,7 +46,8 @@ $node->safe_psql(
 		qwen_generate(prompt, max_tokens => max_tokens, temperature => temperature, seed => seed);
 	CREATE SEQUENCE taken;
 	CREATE TABLE outcome (kind text, n int, right_ones int, sqlstate text)});
-is($node->safe_psql('postgres', q{SELECT count(*) > 30 AND count(*) = count(answer) FROM work}), 't', 'the undisturbed answers');
+is($node->safe_psql('postgres', 'SELECT count(*) > 30 AND count(*) = count(answer) FROM work'),
+	't', 'the undisturbed answers');
 
 # What a session does again and again: one request, rows of a table, an array, or a stream that it leaves in the middle.
 # Cancels are caught; what else goes wrong is written down.
@@ -65,13 +66,14 @@ $node->safe_psql(
 			SELECT * INTO w FROM work ORDER BY random() LIMIT 1;
 			right_ones := (answer_of(w) IS NOT DISTINCT FROM w.answer)::int;
 		ELSIF kind = 1 THEN
-			SELECT count(*) FILTER (WHERE qwen_generate(prompt, max_tokens => max_tokens, temperature => temperature, seed => seed)
-										  IS NOT DISTINCT FROM answer) INTO right_ones
+			SELECT count(*) FILTER (WHERE qwen_generate(prompt, max_tokens => max_tokens, temperature => temperature,
+														seed => seed) IS NOT DISTINCT FROM answer) INTO right_ones
 			FROM (SELECT * FROM work ORDER BY random() LIMIT n) AS picked;
 		ELSIF kind = 2 THEN
 			SELECT count(*) FILTER (WHERE a IS NOT DISTINCT FROM answer) INTO right_ones
 			FROM (SELECT array_agg(prompt) AS prompts, array_agg(answer) AS answers
-				  FROM (SELECT prompt, answer FROM work WHERE max_tokens = 20 AND temperature = 0 ORDER BY random() LIMIT n) AS picked) AS arrays,
+				  FROM (SELECT prompt, answer FROM work WHERE max_tokens = 20 AND temperature = 0
+						ORDER BY random() LIMIT n) AS picked) AS arrays,
 				 unnest(answers, qwen_generate(prompts, max_tokens => 20)) AS u (answer, a);
 		ELSE
 			OPEN c FOR SELECT qwen_stream(prompt, max_tokens => 150) FROM work WHERE id = 1 + start % 30;
@@ -137,7 +139,8 @@ sub disturb
 	}
 	elsif ($dice < 0.85)
 	{
-		$done{terminate} += $watch->query_safe("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM ($pid) AS p");
+		$done{terminate} +=
+		  $watch->query_safe("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM ($pid) AS p");
 	}
 	else
 	{
@@ -201,12 +204,14 @@ $watch->quit;
 # ---- what is left ----
 
 note(join ', ', map { "$_: $done{$_}" } sort keys %done);
-note($node->safe_psql('postgres', 'SELECT kind, sqlstate, sum(n), sum(right_ones) FROM outcome GROUP BY 1, 2 ORDER BY 1, 2'));
+note($node->safe_psql(
+		'postgres', 'SELECT kind, sqlstate, sum(n), sum(right_ones) FROM outcome GROUP BY 1, 2 ORDER BY 1, 2'));
 is($node->safe_psql('postgres', "SELECT count(*) FROM outcome WHERE sqlstate NOT IN ('none', '57014')"),
 	0, 'nothing failed but what was cancelled');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM outcome WHERE right_ones < n'),
 	0, 'all answers that were waited for are what they are in quiet times');
-cmp_ok($node->safe_psql('postgres', 'SELECT sum(right_ones) FROM outcome'), '>', $total / 2, 'and they are most of all');
+cmp_ok($node->safe_psql('postgres', 'SELECT sum(right_ones) FROM outcome'),
+	'>', $total / 2, 'and they are most of all');
 cmp_ok($done{$_}, '>', 0, "there was a $_ at least") foreach sort keys %done;
 is($node->safe_psql('postgres', 'SELECT sum(requests) = sum(answers) + sum(errors) FROM qwen_stat'),
 	't', 'each request was counted once');

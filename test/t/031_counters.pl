@@ -1,5 +1,5 @@
-# The counters where they need a server of their own: errors of each cause, more roles than there is room for, and places
-# in the queue.
+# The counters where they need a server of their own: errors of each cause, more roles than there is room for, and
+# places in the queue.
 use strict;
 use warnings;
 
@@ -26,23 +26,28 @@ sub counts
 # ---- places in the queue ----
 
 # The engine runs one at a time, so the others wait.
-$session->query_safe("SET qwen.priority = 'interactive'; BEGIN; DECLARE c CURSOR FOR $QwenNode::ENDLESS; MOVE 1 FROM c");
+$session->query_safe("SET qwen.priority = 'interactive'");
+$session->query_safe("BEGIN; DECLARE c CURSOR FOR $QwenNode::ENDLESS; MOVE 1 FROM c");
 my $second = $node->begin_sql($ask);
 $node->wait_until("SELECT count(*) = 1 FROM qwen_requests WHERE state = 'queued'", 'one waits');
 my $third = $node->begin_sql($ask);
 $node->wait_until("SELECT count(*) = 2 FROM qwen_requests WHERE state = 'queued'", 'two wait');
 my $urgent = $node->begin_sql("SET qwen.priority = 'interactive'; $ask");
 $node->wait_until("SELECT count(*) = 3 FROM qwen_requests WHERE state = 'queued'", 'three wait');
-is( $node->safe_psql('postgres', 'SELECT state, queue_position, priority, rank() OVER (ORDER BY age DESC) FROM qwen_requests ORDER BY age DESC'),
-	"running||interactive|1\nqueued|2|normal|2\nqueued|3|normal|3\nqueued|1|interactive|4", 'who waits has a place, by priority and age');
-$node->wait_until('SELECT bool_and(prompt_tokens > 0) FROM qwen_requests', 'the tokens of those that wait are known too');
+is( $node->safe_psql(
+		'postgres', 'SELECT state, queue_position, priority FROM qwen_requests ORDER BY age DESC'),
+	"running||interactive\nqueued|2|normal\nqueued|3|normal\nqueued|1|interactive",
+	'who waits has a place, by priority and age');
+$node->wait_until('SELECT bool_and(prompt_tokens > 0) FROM qwen_requests',
+	'the tokens of those that wait are known too');
 
 # ---- errors by cause ----
 
 like($node->error_of("SET qwen.queue_timeout = 0; $ask"), qr/^53000 /, 'no slot is free');
 $session->query_safe('COMMIT');
 is($node->end_sql($_)->{out}, 42, 'who has waited gets an answer') foreach $second, $third, $urgent;
-counts('three answers, a stream that was left, a full queue', requests => 5, answers => 3, errors_resources => 1, errors_cancelled => 1);
+counts('three answers, a stream that was left, a full queue',
+	requests => 5, answers => 3, errors_resources => 1, errors_cancelled => 1);
 
 # Who is not waited for, with a place and without one.
 my @jobs = map { $node->begin_sql("SELECT $QwenNode::LONG") } 1 .. 4;
@@ -79,12 +84,20 @@ $node->wait_ready;
 
 my $roles = 300;
 $node->safe_psql(
-	'postgres', join '', map { "CREATE ROLE r$_; SELECT qwen_grant_usage('r$_'); SET ROLE r$_; SELECT qwen_token_count('x'); RESET ROLE;" } 1 .. $roles);
-is( $node->safe_psql('postgres', 'SELECT count(userid), count(*) FILTER (WHERE userid IS NULL), sum(requests), sum(requests) FILTER (WHERE userid IS NULL) FROM qwen_stat'),
+	'postgres', join '', map {
+		"CREATE ROLE r$_; SELECT qwen_grant_usage('r$_'); SET ROLE r$_; SELECT qwen_token_count('x'); RESET ROLE;"
+	} 1 .. $roles);
+is( $node->safe_psql(
+		'postgres', q{
+		SELECT count(userid), count(*) FILTER (WHERE userid IS NULL), sum(requests),
+			   sum(requests) FILTER (WHERE userid IS NULL)
+		FROM qwen_stat}),
 	"256|1|$roles|44", 'those after the first 256 are counted together');
-is( $node->safe_psql('postgres', "SET ROLE r$roles; SELECT count(*) FROM qwen_stat; RESET ROLE; SET ROLE r1; SELECT count(*) FROM qwen_stat"),
-	"0\n1", 'and see nothing of each other');
-is($node->safe_psql('postgres', 'SELECT qwen_stat_reset(); SELECT count(*) FROM qwen_stat'), "\n0", 'a reset gives all sets back');
+is( $node->safe_psql('postgres', "SET ROLE r$roles; SELECT count(*) FROM qwen_stat")
+	  . $node->safe_psql('postgres', 'SET ROLE r1; SELECT count(*) FROM qwen_stat'),
+	'01', 'and see nothing of each other');
+is($node->safe_psql('postgres', 'SELECT qwen_stat_reset(); SELECT count(*) FROM qwen_stat'),
+	"\n0", 'a reset gives all sets back');
 
 # ---- a server that begins anew ----
 

@@ -19,6 +19,7 @@ typedef struct seen
 	int32_t ids[512];
 	size_t n_ids;
 	int n_pieces;
+	int n_started;
 	bool ended;
 	qwen_error error;
 } seen;
@@ -46,6 +47,16 @@ on_done(void *arg, uint64_t id, const qwen_done *done, const int32_t *ids, size_
 }
 
 static void
+on_started(void *arg, uint64_t id, const qwen_progress *progress)
+{
+	assert_true(progress->running);
+	assert_true(progress->prompt_tokens > 0);
+	assert_int_equal(progress->output_tokens, 0);
+	assert_false(results[id].ended);
+	results[id].n_started++;
+}
+
+static void
 on_failed(void *arg, uint64_t id, const qwen_error *err)
 {
 	results[id].error = *err;
@@ -55,7 +66,8 @@ on_failed(void *arg, uint64_t id, const qwen_error *err)
 static void
 listen_with_window(uint64_t window)
 {
-	const qwen_events events = {.data = on_data, .done = on_done, .failed = on_failed, .window = window};
+	const qwen_events events = {
+		.data = on_data, .done = on_done, .failed = on_failed, .started = on_started, .window = window};
 
 	qwen_engine_set_events(engine, &events);
 }
@@ -162,6 +174,41 @@ a_prompt_is_answered(void **state)
 	assert_int_equal(results[1].done.finish_reason, QWEN_FINISH_STOP);
 	assert_int_equal(results[1].done.output_tokens, (int) results[1].n_ids);
 	assert_int_equal(results[1].n_pieces, 1);
+	assert_nothing_left();
+}
+
+/* Two answers, one after the other and side by side: steps, tokens and times are those of the engine's own counters. */
+static void
+an_answer_tells_what_it_took(void **state)
+{
+	qwen_heartbeat before, after;
+
+	for (uint64_t id = 1; id <= 4; id++)
+	{
+		qwen_request r =
+			ask(id, QWEN_KIND_GENERATE, id % 2 ? "What is 17 + 25?" : "Translate to French: thank you", 40);
+		const qwen_done *done = &results[id].done;
+
+		qwen_engine_heartbeat(engine, &before);
+		submit(&r);
+		if (id == 3)
+			continue;
+		run_all();
+		qwen_engine_heartbeat(engine, &after);
+		assert_int_equal(results[id].n_started, 1);
+		assert_true(done->first_us > 0 && done->first_us <= done->run_us);
+		if (id <= 2)
+		{
+			/* all of the prompt in the first step, then a token a step, of which the last one is the end */
+			assert_int_equal(done->steps, done->output_tokens + 1);
+			assert_int_equal(done->steps, (int) (after.steps - before.steps));
+			assert_int_equal(done->batched_tokens, done->prompt_tokens - done->cached_tokens + done->output_tokens);
+		}
+	}
+	assert_int_equal(results[3].n_started, 1);
+	/* more than its own tokens, because the third ran beside it */
+	assert_true((int64_t) results[4].done.batched_tokens >
+				results[4].done.prompt_tokens - results[4].done.cached_tokens + results[4].done.output_tokens);
 	assert_nothing_left();
 }
 
@@ -468,6 +515,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(a_prompt_is_answered, clear),
+		cmocka_unit_test_setup(an_answer_tells_what_it_took, clear),
 		cmocka_unit_test_setup(an_answer_does_not_depend_on_the_batch, clear),
 		cmocka_unit_test_setup(an_answer_does_not_depend_on_the_cache, clear),
 		cmocka_unit_test_setup(a_stream_comes_in_pieces_and_waits_for_credit, clear),
