@@ -33,9 +33,10 @@
 #include "shared.h"
 #include "supervisor.h"
 
-#define CONTROL_ROOM 4096 /* short frames that wait to be sent */
-#define INBOX_ROOM 65536  /* longer than any frame of the engine */
-#define READS_AT_ONCE 64  /* then the other work gets its turn */
+#define CONTROL_ROOM 4096     /* short frames that wait to be sent */
+#define INBOX_ROOM 65536      /* longer than any frame of the engine */
+#define PROBATION_REQUESTS 16 /* on board of an engine whose predecessor has died just now */
+#define READS_AT_ONCE 64      /* then the other work gets its turn */
 
 typedef struct ShortFrame
 {
@@ -246,10 +247,25 @@ is_suspect(const QwenSlot *slot)
 	return slot->deaths >= QWEN_MAX_DEATHS - 1 && !(request->flags & QWEN_FLAG_STREAM);
 }
 
+/* Whether there are at least n. */
+static bool
+has_elements(dlist_head *list, int n)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, list)
+	{
+		if (--n == 0)
+			return true;
+	}
+	return false;
+}
+
 /*
- * Whether the first request of the queue has to wait for what runs.  One more death and a suspect would fail, so it runs
- * alone: if it is the cause, no other request is counted with it; if it is not, it has the engine for itself and is soon
- * done.  The caller holds the control lock.  `deaths` changes in this process only.
+ * Whether the first request of the queue has to wait for what runs.  After a death few requests are on board at a time,
+ * so that another death is counted with few; those that were there before come first and are soon done.  One more death
+ * and a suspect would fail, so it runs alone: if it is the cause, no other request is counted with it; if it is not, it
+ * has the engine for itself.  The caller holds the control lock.  `deaths` changes in this process only.
  */
 static bool
 must_wait(void)
@@ -258,6 +274,8 @@ must_wait(void)
 
 	if (dlist_is_empty(running))
 		return false;
+	if (qwen_engine_is_on_probation() && has_elements(running, PROBATION_REQUESTS))
+		return true;
 	return is_suspect(dlist_head_element(QwenSlot, link, &qwen_shared->queue)) ||
 		   is_suspect(dlist_head_element(QwenSlot, link, running));
 }

@@ -39,6 +39,7 @@
 
 #define ENGINE_FD 3        /* the engine's end of the socket pair, in the engine */
 #define LONGEST_PAUSE_S 60 /* between attempts to start an engine */
+#define PROBATION_MS 10000 /* after which an engine whose predecessor died is trusted like any other */
 #define HOPELESS_DEATHS 3  /* early ones in a row, then queued requests fail */
 #define TERM_GRACE_MS 500  /* between SIGTERM and SIGKILL when the worker ends */
 #define EXIT_GRACE_MS 2000 /* between the end of its socket and SIGKILL */
@@ -73,6 +74,8 @@ static struct
 	TimestampTz kill_at;    /* when lost */
 	TimestampTz next_start; /* while there is none */
 	int early_deaths;       /* in a row */
+	bool is_successor;      /* of one that died */
+	TimestampTz ready_since;
 } engine = {.fd = -1};
 
 static void add_option(EngineCommand *cmd, const char *name, const char *value);
@@ -423,6 +426,8 @@ accept_state(qwen_engine_state *state)
 
 	if (ready)
 	{
+		if (!engine.ready)
+			engine.ready_since = GetCurrentTimestamp();
 		engine.ready = true;
 		engine.early_deaths = 0;
 	}
@@ -587,6 +592,7 @@ qwen_engine_bury(void)
 	int pause_s = 0;
 	char how[256];
 
+	engine.is_successor = end == QWEN_END_DIED || end == QWEN_END_DIED_EARLY;
 	describe_end(end, how, sizeof(how));
 	if (end == QWEN_END_DIED_EARLY)
 	{
@@ -644,6 +650,12 @@ publish_end(QwenEngineEnd end, const char *how)
 }
 
 /* Waiting makes sense as long as an engine may come; these two need a person. */
+bool
+qwen_engine_is_on_probation(void)
+{
+	return engine.is_successor && !TimestampDifferenceExceeds(engine.ready_since, GetCurrentTimestamp(), PROBATION_MS);
+}
+
 bool
 qwen_engine_is_hopeless(void)
 {

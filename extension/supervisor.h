@@ -61,6 +61,9 @@ extern long qwen_engine_timeout(void);
 /* What the worker is doing, for pg_stat_activity; true if it is busy. */
 extern bool qwen_engine_describe(char *buffer, Size size);
 
+/* Whether the engine before this one died and this one has not been ready for long. */
+extern bool qwen_engine_is_on_probation(void);
+
 /* Whether queued requests cannot be served: the model was refused, or engines die again and again before they are ready. */
 extern bool qwen_engine_is_hopeless(void);
 extern void qwen_engine_explain(qwen_wire_error *why);

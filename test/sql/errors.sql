@@ -30,9 +30,9 @@ SELECT count(*) FROM qwen_requests WHERE state <> 'cancelled';
 
 -- cancelled by a timeout
 SET statement_timeout = '100ms';
-SELECT count(qwen_complete('The', max_tokens => 1900, options => '{"frequency_penalty": -2}')) FROM generate_series(1, 1000) i;
+SELECT count(qwen_complete('The ' || i, max_tokens => 1900, options => '{"frequency_penalty": -2}')) FROM generate_series(1, 1000) i;
 \echo :LAST_ERROR_SQLSTATE
-SELECT count((qwen_try_generate('The', max_tokens => 1900, options => '{"frequency_penalty": -2}')).value)
+SELECT count((qwen_try_generate('The ' || i, max_tokens => 1900, options => '{"frequency_penalty": -2}')).value)
 FROM generate_series(1, 1000) i;
 \echo :LAST_ERROR_SQLSTATE
 RESET statement_timeout;

@@ -46,7 +46,7 @@ $holder->quit;
 # Dropped by force with a request on its way.
 $node->safe_psql('third', 'CREATE EXTENSION qwen');
 my $job = $node->begin_sql("SELECT $QwenNode::LONG FROM generate_series(1, 1000)", 'third');
-$node->wait_until("SELECT count(*) = 1 FROM qwen_requests WHERE datname = 'third'", 'a request from a database');
+$node->wait_until("SELECT count(*) > 0 FROM qwen_requests WHERE datname = 'third'", 'a request from a database');
 $node->safe_psql('postgres', 'DROP DATABASE third WITH (FORCE)');
 like($node->end_sql($job)->{err}, qr/57P01/, 'which is dropped by force');
 $node->is_idle;

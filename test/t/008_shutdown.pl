@@ -36,7 +36,7 @@ foreach my $mode (qw(fast immediate))
 
 # A smart stop waits for sessions, and their calls are answered while it does.
 my $job = $node->begin_sql("SELECT qwen_generate(prompt) FROM generate_series(1, 200), (VALUES ('2 + 3 =')) AS v (prompt)");
-$node->wait_until("SELECT count(*) = 1 FROM qwen_requests", 'a table of calls runs');
+$node->wait_until("SELECT count(*) > 0 FROM qwen_requests", 'a table of calls runs');
 $node->stop('smart');
 is($node->end_sql($job)->{status}, 0, 'smart stop: the calls were answered first');
 $node->start;
@@ -44,7 +44,7 @@ $node->start;
 # ---- the worker ends ----
 
 $job = $node->begin_sql("SELECT $QwenNode::LONG");
-$node->wait_until("SELECT count(*) = 1 FROM qwen_requests WHERE state = 'running'", 'a call runs');
+$node->wait_until("SELECT count(*) > 0 FROM qwen_requests WHERE state = 'running'", 'a call runs');
 my $engine = $node->engine_pid;
 my $worker = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'qwen worker'");
 is($node->safe_psql('postgres', "SELECT pg_terminate_backend($worker)"), 't', 'the worker is told to end');
