@@ -29,7 +29,7 @@ sub counts
 $session->query_safe("SET qwen.priority = 'interactive'");
 $session->query_safe("BEGIN; DECLARE c CURSOR FOR $QwenNode::ENDLESS; MOVE 1 FROM c");
 my $second = $node->begin_sql($ask);
-$node->wait_until("SELECT count(*) > 0 FROM qwen_requests WHERE state = 'queued'", 'one waits');
+$node->wait_until("SELECT count(*) = 1 FROM qwen_requests WHERE state = 'queued'", 'one waits');
 my $third = $node->begin_sql($ask);
 $node->wait_until("SELECT count(*) = 2 FROM qwen_requests WHERE state = 'queued'", 'two wait');
 my $urgent = $node->begin_sql("SET qwen.priority = 'interactive'; $ask");
