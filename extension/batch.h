@@ -128,8 +128,8 @@ extern bool qwen_statement_is_partial(const QwenStatement *statement);
 extern QwenEntry *qwen_entry_failed(QwenStatement *statement, const qwen_wire_error *error);
 
 /*
- * An entry for a request, submitted unless an equal one is at hand.  Without may_wait it gives NULL instead of waiting for
- * a place in the queue.
+ * An entry for a request, submitted unless an equal one is at hand.  Without may_wait it gives NULL instead of waiting
+ * for a place in the queue.
  */
 extern QwenEntry *qwen_entry_begin(QwenStatement *statement, const StringInfo request, bool may_wait,
 								   QwenBatchCounters *counters);

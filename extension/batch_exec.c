@@ -461,8 +461,8 @@ rescan_batch(CustomScanState *node)
 }
 
 /*
- * The executor shuts a plan down whenever it stops, also between two FETCHes.  Then the rows under way will be wanted; but
- * after a run to the end they are left over from a LIMIT.
+ * The executor shuts a plan down whenever it stops, also between two FETCHes.  Then the rows under way will be wanted;
+ * but after a run to the end they are left over from a LIMIT.
  */
 static void
 shutdown_batch(CustomScanState *node)

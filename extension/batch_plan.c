@@ -375,8 +375,8 @@ batch_aggregation(Walk *walk, Agg *agg, Position position)
 }
 
 /*
- * Nodes that compute whatever is in their list.  Not: ModifyTable (RETURNING is computed once a row is written), ProjectSet
- * (its functions return many rows), and those that hand on their input.
+ * Nodes that compute whatever is in their list.  Not: ModifyTable (RETURNING is computed once a row is written),
+ * ProjectSet (its functions return many rows), and those that hand on their input.
  */
 static bool
 may_wrap(Plan *plan)
@@ -449,8 +449,8 @@ may_move_conditions(Plan *plan)
 /* ---- side effects ---- */
 
 /*
- * Whether reading rows ahead would be noticed: something volatile is in the arguments of the calls, in the conditions that
- * stay, or further down.  Other expressions of the node are computed when a row is handed out.
+ * Whether reading rows ahead would be noticed: something volatile is in the arguments of the calls, in the conditions
+ * that stay, or further down.  Other expressions of the node are computed when a row is handed out.
  */
 static bool
 reads_ahead_visibly(Plan *plan)

@@ -63,13 +63,13 @@ SELECT * FROM errors;
 SELECT qwen_stat_reset();
 BEGIN;
 DECLARE c CURSOR FOR
-	SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', max_tokens => 1900, temperature => 100, seed => 5)).seq;
+	SELECT (qwen_stream('Describe these countries: France, Japan.', max_tokens => 1900, temperature => 100, seed => 5)).seq;
 MOVE 1 FROM c;
 SELECT count(*) FROM errors;
 CLOSE c;
 SELECT * FROM errors;
 DECLARE c CURSOR FOR
-	SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', max_tokens => 1900, temperature => 100, seed => 5)).seq;
+	SELECT (qwen_stream('Describe these countries: France, Japan.', max_tokens => 1900, temperature => 100, seed => 5)).seq;
 MOVE 1 FROM c;
 ROLLBACK;
 SELECT * FROM errors;
@@ -119,7 +119,7 @@ FROM qwen_stat_engine;
 -- where a request stands
 BEGIN;
 DECLARE c CURSOR FOR
-	SELECT (qwen_stream('Describe these countries: Tunisia, Japan.', max_tokens => 1900, temperature => 100, seed => 5)).seq;
+	SELECT (qwen_stream('Describe these countries: France, Japan.', max_tokens => 1900, temperature => 100, seed => 5)).seq;
 MOVE 1 FROM c;
 SELECT state, queue_position, prompt_tokens > 10 AS prompt_tokens, age > '0' AS age
 FROM qwen_requests WHERE state <> 'cancelled';

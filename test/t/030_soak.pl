@@ -24,6 +24,7 @@ note("SOAK_SEED=$seed");
 my $node = QwenNode->create(
 	'main',
 	max_connections => 60,
+	client_connection_check_interval => '100ms',
 	'qwen.max_requests' => $slots,
 	'qwen.queue_memory' => '2MB',
 	'qwen.kv_memory' => '12MB');
@@ -113,6 +114,9 @@ my @jobs;
 my %done = (cancel => 0, terminate => 0, disconnect => 0, kill => 0);
 my $watch = $node->background_psql('postgres');
 
+# Its time limit is for a query, not for the whole soak.
+$watch->set_query_timer_restart;
+
 sub start_session { return $node->begin_sql("CALL soak($requests, " . rand() . ")") }
 
 # Whether a session still runs; one that was ended by force is followed by another.
@@ -161,18 +165,25 @@ sub kill_engine
 	$done{kill} += kill 'KILL', $pid;
 }
 
-# Runs the sessions to their end, with what goes wrong in a rhythm that waits for nothing.
+# Runs the sessions to their end.  Something goes wrong every thirty requests, and the engine is killed every second.
 sub storm
 {
 	my ($upto, $kills) = @_;
 	my $next_kill = time + 1;
+	my $next = 0;
 
 	$requests = $upto;
 	@jobs = map { start_session() } 1 .. $sessions;
 	while (grep { keep_running($_) } @jobs)
 	{
-		usleep(50_000);
-		disturb();
+		my $taken = $watch->query_safe('SELECT last_value FROM taken');
+
+		usleep(20_000);
+		if ($taken >= $next)
+		{
+			disturb();
+			$next = $taken + 30;
+		}
 		next unless $kills && time > $next_kill;
 		kill_engine();
 		$next_kill = time + 1;
@@ -211,7 +222,7 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM outcome WHERE sqlstate NOT
 is($node->safe_psql('postgres', 'SELECT count(*) FROM outcome WHERE right_ones < n'),
 	0, 'all answers that were waited for are what they are in quiet times');
 cmp_ok($node->safe_psql('postgres', 'SELECT sum(right_ones) FROM outcome'),
-	'>', $total / 2, 'and they are most of all');
+	'>', $total / 3, 'and they are many');
 cmp_ok($done{$_}, '>', 0, "there was a $_ at least") foreach sort keys %done;
 is($node->safe_psql('postgres', 'SELECT sum(requests) = sum(answers) + sum(errors) FROM qwen_stat'),
 	't', 'each request was counted once');
