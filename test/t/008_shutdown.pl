@@ -16,7 +16,7 @@ sub work
 	my @jobs = map { $node->begin_sql($busy) } 1 .. 4;
 
 	$node->engine_pid;
-	$node->wait_until("SELECT count(*) = 4 FROM qwen_requests WHERE state = 'running'", 'four calls run');
+	$node->wait_until("SELECT count(DISTINCT pid) = 4 FROM qwen_requests WHERE state = 'running'", 'four sessions run calls');
 	return @jobs;
 }
 
