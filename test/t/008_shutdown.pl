@@ -35,7 +35,7 @@ foreach my $mode (qw(fast immediate))
 }
 
 # A smart stop waits for sessions, and their calls are answered while it does.
-my $job = $node->begin_sql("SELECT qwen_generate(prompt) FROM generate_series(1, 200), (VALUES ('2 + 3 =')) AS v (prompt)");
+my $job = $node->begin_sql("SELECT qwen_generate('2 + ' || i || ' =') FROM generate_series(1, 3000) i");
 $node->wait_until("SELECT count(*) > 0 FROM qwen_requests", 'a table of calls runs');
 $node->stop('smart');
 is($node->end_sql($job)->{status}, 0, 'smart stop: the calls were answered first');
