@@ -89,7 +89,6 @@ pg_noreturn static void run_engine(int fd, pid_t worker);
 static void leave_server(int fd, pid_t worker);
 static void close_other_files(void);
 static void clean_environment(void);
-static void write_oom_score(void);
 static void publish_start(void);
 static void publish_end(QwenEngineEnd end, const char *how);
 static void describe_end(QwenEngineEnd end, char *buffer, Size size);
@@ -307,7 +306,6 @@ leave_server(int fd, pid_t worker)
 		_exit(126);
 	close_other_files();
 	clean_environment();
-	write_oom_score();
 }
 
 /* The server's files and sockets are not closed on exec, all of them: versions differ. */
@@ -337,18 +335,6 @@ clean_environment(void)
 
 	/* Read by libgomp when it is loaded: its idle threads must not spin on cores that the server needs. */
 	setenv("OMP_WAIT_POLICY", "passive", 1);
-}
-
-/* If memory runs out, the kernel should take the engine, not the server. Best effort: not every system lets us. */
-static void
-write_oom_score(void)
-{
-	FILE *file = fopen("/proc/self/oom_score_adj", "w");
-
-	if (file == NULL)
-		return;
-	fputs("900", file);
-	fclose(file);
 }
 
 /* Whatever was known of the one before goes; only the count of deaths and the last error stay. */
