@@ -124,6 +124,8 @@ read_numbers(const json_t *line, qwen_request_header *h, qwen_error *err)
 		!read_flag(line, "control_tokens", QWEN_FLAG_CONTROL_TOKENS, &h->flags, err))
 		return false;
 	h->max_tokens = (int32_t) max_tokens;
+	if (json_is_integer(json_object_get(line, "max_tokens")))
+		h->flags |= QWEN_FLAG_MAX_TOKENS;
 	h->top_k = (int32_t) top_k;
 	h->seed = (uint64_t) seed;
 	return true;

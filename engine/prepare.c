@@ -166,6 +166,32 @@ too_long(const qwen_engine *engine, size_t needed, qwen_error *err)
 		err, "Shorten the prompt, raise qwen.max_model_len, or allow cutting with options => '{\"truncate\": true}'.");
 }
 
+static qwen_status
+no_room(const qwen_engine *engine, size_t n_prompt, int32_t max_tokens, qwen_error *err)
+{
+	qwen_fail(err, QWEN_TOO_LONG, "prompt and max_tokens together are longer than the context");
+	qwen_fail_detail(err, "It needs %zu tokens, %zu for the prompt and %d for the answer; the context holds %d.",
+					 n_prompt + (size_t) max_tokens, n_prompt, max_tokens, qwen_model_max_len(engine->model));
+	return qwen_fail_hint(err, "Lower max_tokens, leave it out to take what is left, shorten the prompt, or raise "
+							   "qwen.max_model_len.");
+}
+
+/*
+ * Refuses what can never fit, before anything runs.  The context is the only limit: the cache has room for at least one
+ * sequence that fills it (model_plan.c), so a request within it is sure to come to its end.
+ */
+static qwen_status
+check_length(const qwen_engine *engine, const qwen_request_header *h, size_t n_prompt, qwen_error *err)
+{
+	size_t context = (size_t) qwen_model_max_len(engine->model);
+
+	if (n_prompt >= context)
+		return too_long(engine, n_prompt, err);
+	if ((h->flags & QWEN_FLAG_MAX_TOKENS) && (size_t) h->max_tokens > context - n_prompt)
+		return no_room(engine, n_prompt, h->max_tokens, err);
+	return QWEN_OK;
+}
+
 /* Names the full blocks of the prompt; those of the answer follow as it grows. */
 static void
 name_prompt(const qwen_engine *engine, qwen_sequence *seq)
@@ -214,8 +240,8 @@ prepare_generation(qwen_engine *engine, const qwen_request *r, qwen_sequence *se
 		return err->status;
 	if (seq->tokens.len == 0)
 		return qwen_fail(err, QWEN_INVALID, "prompt must not be empty");
-	if (seq->tokens.len >= (size_t) qwen_model_max_len(engine->model))
-		return too_long(engine, seq->tokens.len, err);
+	if (check_length(engine, &r->head, seq->tokens.len, err))
+		return err->status;
 	if (r->head.kind != QWEN_KIND_COMPLETE)
 	{
 		seq->out.in_thinking = opened;
@@ -324,24 +350,37 @@ character_border(const char *text, size_t at)
 	return at;
 }
 
+/* What the answer of a prompt that is cut gets: max_tokens where it was asked for, else a quarter of the context at most. */
+static size_t
+answer_share(const qwen_request_header *h, size_t context)
+{
+	size_t max_tokens = (size_t) h->max_tokens;
+
+	if (!(h->flags & QWEN_FLAG_MAX_TOKENS) && max_tokens > context / 4)
+		return context / 4 ? context / 4 : 1;
+	return max_tokens;
+}
+
 /*
- * Cuts the prompt's end until the whole fits and a quarter of the context, or max_tokens if that is less, is left for
- * the answer.  Each round cuts in proportion to the excess, so a few rounds do.
+ * Cuts the prompt's end until it leaves room for the answer.  Each round cuts in proportion to the excess, so a few
+ * rounds do.
  */
 static qwen_status
 truncate_prompt(qwen_engine *engine, const qwen_request *r, qwen_ids *ids, qwen_error *err)
 {
 	size_t context = (size_t) qwen_model_max_len(engine->model);
-	size_t reserve_for_answer = (size_t) r->head.max_tokens < context / 4 ? (size_t) r->head.max_tokens : context / 4;
-	size_t limit = context - (reserve_for_answer ? reserve_for_answer : 1);
+	size_t share = answer_share(&r->head, context);
+	size_t limit = share < context ? context - share : 0;
 	size_t len = r->prompt_len;
 
 	while (ids->len > limit)
 	{
 		size_t next = character_border(r->prompt, (size_t) ((double) len * 0.98 * (double) limit / (double) ids->len));
 
+		/* nothing of the prompt would be left */
 		if (next == 0 || next >= len)
-			return too_long(engine, ids->len, err);
+			return r->head.flags & QWEN_FLAG_MAX_TOKENS ? no_room(engine, ids->len, r->head.max_tokens, err)
+														: too_long(engine, ids->len, err);
 		len = next;
 		if (prompt_prefix_ids(engine, r, len, ids, err))
 			return err->status;

@@ -93,7 +93,8 @@ enum
 	QWEN_FLAG_IGNORE_EOS = 4,
 	QWEN_FLAG_CONTROL_TOKENS = 8, /* control tokens inside texts are recognised */
 	QWEN_FLAG_TRUNCATE = 16,      /* a prompt longer than the context is cut, not refused */
-	QWEN_FLAG_NO_CACHE = 32       /* neither read nor fill the prefix cache */
+	QWEN_FLAG_NO_CACHE = 32,      /* neither read nor fill the prefix cache */
+	QWEN_FLAG_MAX_TOKENS = 64     /* max_tokens was asked for: refused where it has no room, else cut to what is left */
 };
 
 typedef enum qwen_field_tag

@@ -460,6 +460,8 @@ resolve_flags(const OptionValue *values, qwen_request_kind kind)
 		flags |= QWEN_FLAG_THINKING;
 	if (cache->given ? !cache->flag : qwen_cache == QWEN_CACHE_OFF)
 		flags |= QWEN_FLAG_NO_CACHE;
+	if (values[QWEN_OPTION_MAX_TOKENS].given)
+		flags |= QWEN_FLAG_MAX_TOKENS;
 	if (is_on(&values[QWEN_OPTION_TRUNCATE]))
 		flags |= QWEN_FLAG_TRUNCATE;
 	if (is_on(&values[QWEN_OPTION_CONTROL_TOKENS]))

@@ -8,6 +8,28 @@ SELECT qwen_chat(jsonb_build_array(jsonb_build_object('role', 'user', 'content',
 SELECT * FROM qwen_stream(repeat('word ', 5000));
 SELECT error, sqlstate, value, finish_reason, prompt_tokens, run_ms FROM qwen_try_generate(repeat('word ', 5000));
 
+-- nor is an answer that was asked for in full; one by default takes what is left
+SELECT qwen_generate('What is 17 + 25?', max_tokens => 2048);
+\echo :LAST_ERROR_SQLSTATE
+SELECT qwen_generate('What is 17 + 25?', options => '{"max_tokens": 10000}');
+SELECT qwen_complete('What', max_tokens => 16777216);
+SELECT qwen_generate(ARRAY['What is 17 + 25?'], max_tokens => 2048);
+SELECT qwen_chat('[{"role": "user", "content": "What is 17 + 25?"}]', max_tokens => 2048);
+SELECT * FROM qwen_stream('What is 17 + 25?', max_tokens => 2048);
+SELECT error, sqlstate, prompt_tokens, run_ms FROM qwen_try_generate('What is 17 + 25?', max_tokens => 2048);
+SELECT qwen_generate('What is 17 + 25?', max_tokens => 2048, on_error => 'null') IS NULL AS failed;
+SELECT qwen_generate(repeat('word ', 1000), max_tokens => 2000);
+SELECT qwen_generate(repeat('word ', 5000), max_tokens => 2000);
+SELECT qwen_generate('What is 17 + 25?', max_tokens => 2000);
+SET qwen.max_tokens = 100000;
+SELECT qwen_generate('What is 17 + 25?');
+SELECT finish_reason, prompt_tokens + output_tokens AS tokens
+FROM qwen_try_generate(repeat('word ', 1900), temperature => 100, seed => 5);
+RESET qwen.max_tokens;
+SELECT finish_reason, prompt_tokens + output_tokens < 2048 AS cut
+FROM qwen_try_generate(repeat('word ', 5000), max_tokens => 10, options => '{"truncate": true}');
+SELECT qwen_generate('What is 17 + 25?', max_tokens => 2048, options => '{"truncate": true}');
+
 -- a request that no queue could hold
 SET client_min_messages = error;
 \set VERBOSITY terse

@@ -51,6 +51,7 @@ SELECT qwen_detokenize('{-1}');
 SELECT (qwen_try_generate(repeat('word ', 5000))).sqlstate;
 SELECT qwen_generate(repeat('word ', 5000));
 SELECT qwen_generate(repeat('word ', 5000), on_error => 'null');
+SELECT qwen_generate('x', max_tokens => 2048, on_error => 'null');
 \set VERBOSITY default
 SELECT * FROM errors;
 SELECT (qwen_try_generate(repeat('x', 100000000))).sqlstate;

@@ -396,6 +396,77 @@ limits_are_kept(void **state)
 	assert_nothing_left();
 }
 
+/* An answer that was asked for in full is refused where it has no room, with the numbers; one by default is cut. */
+static void
+what_cannot_fit_is_refused(void **state)
+{
+	qwen_request r = ask(1, QWEN_KIND_GENERATE, "Describe these countries: France, Japan.", 5);
+	const int32_t context = 2048;
+	int32_t n_prompt;
+	char numbers[64];
+	qwen_sequence *seq;
+	qwen_error err;
+
+	assert_ok(qwen_engine_prepare(engine, &r, &seq, &err), err);
+	n_prompt = qwen_sequence_prompt_tokens(seq);
+	qwen_sequence_free(seq);
+
+	r.head.max_tokens = context - n_prompt + 1;
+	assert_ok(qwen_engine_prepare(engine, &r, &seq, &err), err);
+	assert_int_equal(seq->max_tokens, context - n_prompt);
+	qwen_sequence_free(seq);
+
+	r.head.flags = QWEN_FLAG_MAX_TOKENS;
+	assert_int_equal(qwen_engine_prepare(engine, &r, &seq, &err), QWEN_TOO_LONG);
+	assert_null(seq);
+	snprintf(numbers, sizeof(numbers), "needs %d tokens", context + 1);
+	assert_non_null(strstr(err.detail, numbers));
+	snprintf(numbers, sizeof(numbers), "the context holds %d", context);
+	assert_non_null(strstr(err.detail, numbers));
+	assert_non_null(strstr(err.hint, "qwen.max_model_len"));
+	r.head.max_tokens = INT32_MAX;
+	assert_int_equal(qwen_engine_prepare(engine, &r, &seq, &err), QWEN_TOO_LONG);
+
+	/* the last that fits, down to the last block of the cache */
+	r.head.max_tokens = context - n_prompt;
+	r.head.flags |= QWEN_FLAG_IGNORE_EOS;
+	submit(&r);
+	run_all();
+	assert_int_equal(results[1].done.output_tokens, context - n_prompt);
+	assert_int_equal(results[1].done.finish_reason, QWEN_FINISH_LENGTH);
+	assert_nothing_left();
+}
+
+/* Where the prompt may be cut it makes room for the answer, as long as something of it is left. */
+static void
+a_prompt_is_cut_for_an_answer_in_full(void **state)
+{
+	qwen_bytes text = {0};
+	qwen_request r;
+	qwen_sequence *seq;
+	qwen_error err;
+
+	while (text.len < 20000)
+		qwen_bytes_append_str(&text, "word and number 17, ");
+	r = ask(1, QWEN_KIND_GENERATE, text.data, 1500);
+	r.head.flags = QWEN_FLAG_TRUNCATE;
+	assert_ok(qwen_engine_prepare(engine, &r, &seq, &err), err);
+	assert_true(qwen_sequence_prompt_tokens(seq) > 1024 && qwen_sequence_prompt_tokens(seq) <= 2048 - 512);
+	qwen_sequence_free(seq);
+	r.head.flags |= QWEN_FLAG_MAX_TOKENS;
+	assert_ok(qwen_engine_prepare(engine, &r, &seq, &err), err);
+	assert_true(qwen_sequence_prompt_tokens(seq) > 300 && qwen_sequence_prompt_tokens(seq) <= 548);
+	assert_int_equal(seq->max_tokens, 1500);
+	qwen_sequence_free(seq);
+	for (int32_t max_tokens = 2045; max_tokens < 2050; max_tokens++)
+	{
+		r.head.max_tokens = max_tokens;
+		assert_int_equal(qwen_engine_prepare(engine, &r, &seq, &err), QWEN_TOO_LONG);
+		assert_non_null(strstr(err.message, "max_tokens"));
+	}
+	qwen_bytes_free(&text);
+}
+
 static void
 bad_requests_are_refused(void **state)
 {
@@ -522,6 +593,8 @@ main(void)
 		cmocka_unit_test_setup(what_the_reader_has_is_left_out, clear),
 		cmocka_unit_test_setup(stop_strings_end_the_answer_and_are_not_in_it, clear),
 		cmocka_unit_test_setup(limits_are_kept, clear),
+		cmocka_unit_test_setup(what_cannot_fit_is_refused, clear),
+		cmocka_unit_test_setup(a_prompt_is_cut_for_an_answer_in_full, clear),
 		cmocka_unit_test_setup(bad_requests_are_refused, clear),
 		cmocka_unit_test_setup(cancelled_sequences_are_gone_at_once, clear),
 		cmocka_unit_test_setup(requests_without_a_model_go_the_same_way, clear),
