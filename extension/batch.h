@@ -8,6 +8,7 @@
  *	  batch_exec.c		the node at run time
  *	  batch_cache.c		requests and answers of a statement
  *	  batch_explain.c	its lines in EXPLAIN
+ *	  cost.c			estimates, for EXPLAIN and for the planner
  *
  * The node sits on top of its child (lefttree) and computes, for each row of
  * the child, some calls of generating functions.  Its scan tuple
@@ -83,14 +84,20 @@ extern bool qwen_calls_always(Node *node);
 /* Whether evaluating it does something that shows, other than calling the model. */
 extern bool qwen_has_side_effects(Node *node);
 
-/* Puts nodes on top of `plan` that compute the calls in its target list and, with_quals, in its conditions. */
-extern Plan *qwen_batch_above(Plan *plan, bool with_quals, QwenPlacement *placement);
+/* Puts nodes on top of `plan` that compute the calls in its target list and conditions (a filter of its rows). */
+extern Plan *qwen_batch_above(Plan *plan, QwenPlacement *placement);
 
 /* Puts nodes between an aggregation and its input that compute the calls in arguments and filters of aggregates. */
 extern void qwen_batch_below(Agg *agg, QwenPlacement *placement);
 
 /* Whether qwen_batch_below would do anything. */
 extern bool qwen_aggregates_call(Agg *agg);
+
+/* ---- cost.c ---- */
+
+/* Estimates: tokens of a call's prompt, given the plan below it (NULL: none yet), and most tokens of its answer. */
+extern double qwen_prompt_tokens(FuncExpr *call, Plan *child, List *rtable);
+extern int qwen_output_tokens(FuncExpr *call);
 
 /* ---- batch_cache.c ---- */
 

@@ -7,9 +7,7 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
 #include "nodes/makefuncs.h"
-#include "utils/lsyscache.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
 #include "funcapi.h"
@@ -20,7 +18,6 @@
 static void explain_calls(QwenBatchState *state, List *ancestors, ExplainState *es);
 static FuncExpr *short_form(FuncExpr *call);
 static void explain_estimates(QwenBatchState *state, ExplainState *es);
-static int64 output_tokens(FuncExpr *call);
 static void explain_counters(const QwenBatchCounters *counters, ExplainState *es);
 
 void
@@ -96,25 +93,10 @@ explain_estimates(QwenBatchState *state, ExplainState *es)
 	for (int i = 0; i < state->n_calls; i++)
 	{
 		prompt += list_nth_int(state->plan.tokens, i);
-		output += output_tokens(state->calls[i].expression);
+		output += qwen_output_tokens(state->calls[i].expression);
 	}
 	ExplainPropertyFloat("Estimated Prompt Tokens", NULL, prompt * rows, 0, es);
 	ExplainPropertyFloat("Estimated Output Tokens", NULL, output * rows, 0, es);
-}
-
-static int64
-output_tokens(FuncExpr *call)
-{
-	int arg = QWEN_ARG_OPTION(QWEN_OPTION_MAX_TOKENS);
-
-	if (arg < list_length(call->args) && IsA(list_nth(call->args, arg), Const))
-	{
-		Const *constant = list_nth(call->args, arg);
-
-		if (!constant->constisnull)
-			return DatumGetInt32(constant->constvalue);
-	}
-	return qwen_max_tokens;
 }
 
 static void

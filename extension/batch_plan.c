@@ -64,9 +64,11 @@ static int limit_bound(Limit *limit);
 static Plan *batch_node(Walk *walk, Plan *plan, Position position);
 static Plan *batch_aggregation(Walk *walk, Agg *agg, Position position);
 static bool may_wrap(Plan *plan);
-static bool may_move_conditions(Plan *plan);
+static bool is_join(Plan *plan);
+static void free_join_calls(Plan *plan);
 static bool reads_ahead_visibly(Plan *plan);
-static bool arguments_show(Node *node, void *context);
+static bool computes_ahead(Node *node, void *context);
+static bool conditions_of_join_show(Plan *plan);
 static bool input_shows(Plan *plan);
 static QwenPlacement place(Walk *walk, Position position, bool side_effects);
 static Plan *materialize(Walk *walk, Plan *plan);
@@ -156,7 +158,8 @@ list_matches(List *plans, PlanCheck check, void *context)
 static bool
 has_calls(Plan *plan, void *context)
 {
-	return qwen_calls_any((Node *) plan->targetlist) || qwen_calls_any((Node *) plan->qual);
+	return qwen_calls_any((Node *) plan->targetlist) || qwen_calls_any((Node *) plan->qual) ||
+		   (is_join(plan) && qwen_calls_any((Node *) ((Join *) plan)->joinqual));
 }
 
 static bool
@@ -321,13 +324,8 @@ limit_bound(Limit *limit)
 static Plan *
 batch_node(Walk *walk, Plan *plan, Position position)
 {
-	bool in_list = qwen_calls_always((Node *) plan->targetlist);
-	bool in_quals = may_move_conditions(plan) && qwen_calls_always((Node *) plan->qual);
 	bool side_effects;
 	QwenPlacement placement;
-
-	if (!in_list && !in_quals)
-		return plan;
 
 	/* A node whose list is computed by itself or looked at by its own kind only. */
 	if (!may_wrap(plan))
@@ -337,13 +335,18 @@ batch_node(Walk *walk, Plan *plan, Position position)
 	if (position.is_marked)
 		return plan;
 
+	/* In the list or the filter, that is. */
+	free_join_calls(plan);
+	if (!qwen_calls_always((Node *) plan->targetlist) && !qwen_calls_always((Node *) plan->qual))
+		return plan;
+
 	/* What else happens for a row must not happen for rows beyond a LIMIT. */
 	side_effects = reads_ahead_visibly(plan);
 	if (side_effects && position.demand == QWEN_DEMAND_SOME)
 		return plan;
 
 	placement = place(walk, position, side_effects);
-	return qwen_batch_above(plan, in_quals, &placement);
+	return qwen_batch_above(plan, &placement);
 }
 
 /* Calls in arguments of aggregates. */
@@ -375,8 +378,9 @@ batch_aggregation(Walk *walk, Agg *agg, Position position)
 }
 
 /*
- * Nodes that compute whatever is in their list.  Not: ModifyTable (RETURNING is computed once a row is written),
- * ProjectSet (its functions return many rows), and those that hand on their input.
+ * Nodes that compute whatever is in their list, and that have no conditions or apply them as a filter, to rows that are
+ * complete but for the list.  Not: ModifyTable (RETURNING is computed once a row is written), ProjectSet (its functions
+ * return many rows), and those that hand on their input.
  */
 static bool
 may_wrap(Plan *plan)
@@ -419,31 +423,42 @@ may_wrap(Plan *plan)
 	}
 }
 
-/* Conditions of joins decide about more than the row itself, those of aggregations about groups. */
 static bool
-may_move_conditions(Plan *plan)
+is_join(Plan *plan)
 {
-	switch (nodeTag(plan))
+	return IsA(plan, NestLoop) || IsA(plan, MergeJoin) || IsA(plan, HashJoin);
+}
+
+/*
+ * The conditions of an inner join say which of its rows there are, and no more, so they may as well be looked at in its
+ * filter: there go those that call, and all that come after them.  Those of other joins also decide about rows that one
+ * side has alone.  A join that takes no second row of its inner side for a row of the outer one (inner_unique) keeps
+ * what that rests on, which nothing volatile can be.
+ */
+static void
+free_join_calls(Plan *plan)
+{
+	Join *join = (Join *) plan;
+	List *kept = NIL;
+	List *moved = NIL;
+	ListCell *lc;
+
+	if (!is_join(plan) || join->jointype != JOIN_INNER)
+		return;
+
+	foreach (lc, join->joinqual)
 	{
-		case T_SeqScan:
-		case T_SampleScan:
-		case T_IndexScan:
-		case T_IndexOnlyScan:
-		case T_BitmapHeapScan:
-		case T_TidScan:
-		case T_TidRangeScan:
-		case T_SubqueryScan:
-		case T_FunctionScan:
-		case T_TableFuncScan:
-		case T_ValuesScan:
-		case T_CteScan:
-		case T_NamedTuplestoreScan:
-		case T_WorkTableScan:
-		case T_ForeignScan:
-			return true;
-		default:
-			return false;
+		Node *condition = lfirst(lc);
+
+		if (moved == NIL && !qwen_calls_always(condition))
+			kept = lappend(kept, condition);
+		else if (join->inner_unique && !contain_volatile_functions(condition))
+			return;
+		else
+			moved = lappend(moved, condition);
 	}
+	join->joinqual = kept;
+	plan->qual = list_concat(moved, plan->qual);
 }
 
 /* ---- side effects ---- */
@@ -456,34 +471,38 @@ static bool
 reads_ahead_visibly(Plan *plan)
 {
 	ListCell *lc;
-	Plan input = *plan;
 
-	if (arguments_show((Node *) plan->targetlist, NULL) || arguments_show((Node *) plan->qual, NULL))
+	if (computes_ahead((Node *) plan->targetlist, NULL) || computes_ahead((Node *) plan->qual, NULL))
 		return true;
-	input.targetlist = NIL;
-	if (may_move_conditions(plan))
+	foreach (lc, plan->qual)
 	{
-		input.qual = NIL;
-		foreach (lc, plan->qual)
-		{
-			if (qwen_calls_always(lfirst(lc)))
-				break;
-			input.qual = lappend(input.qual, lfirst(lc));
-		}
+		if (qwen_calls_always(lfirst(lc)))
+			break;
+		if (qwen_has_side_effects(lfirst(lc)))
+			return true;
 	}
-	return qwen_has_side_effects((Node *) input.qual) ||
+	return conditions_of_join_show(plan) ||
 		   (IsA(plan, SubqueryScan) ? input_shows(((SubqueryScan *) plan)->subplan)
 									: input_shows(plan->lefttree) || input_shows(plan->righttree));
 }
 
+/* Arguments of calls, and what the node itself computes to be asked for by them. */
 static bool
-arguments_show(Node *node, void *context)
+computes_ahead(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
 	if (IsA(node, FuncExpr) && qwen_function_by_oid(((FuncExpr *) node)->funcid) != NULL)
 		return qwen_has_side_effects((Node *) ((FuncExpr *) node)->args);
-	return expression_tree_walker(node, arguments_show, context);
+	if (IsA(node, Aggref) || IsA(node, WindowFunc))
+		return qwen_has_side_effects(node);
+	return expression_tree_walker(node, computes_ahead, context);
+}
+
+static bool
+conditions_of_join_show(Plan *plan)
+{
+	return is_join(plan) && qwen_has_side_effects((Node *) ((Join *) plan)->joinqual);
 }
 
 /* Down to the nodes that read all of their input anyway. */
@@ -496,7 +515,8 @@ input_shows(Plan *plan)
 		return false;
 	check_stack_depth();
 
-	if (qwen_has_side_effects((Node *) plan->targetlist) || qwen_has_side_effects((Node *) plan->qual))
+	if (qwen_has_side_effects((Node *) plan->targetlist) || qwen_has_side_effects((Node *) plan->qual) ||
+		conditions_of_join_show(plan))
 		return true;
 	switch (nodeTag(plan))
 	{
@@ -507,12 +527,6 @@ input_shows(Plan *plan)
 		case T_LockRows:
 		case T_ModifyTable:
 			return true;
-		case T_NestLoop:
-		case T_MergeJoin:
-		case T_HashJoin:
-			if (qwen_has_side_effects((Node *) ((Join *) plan)->joinqual))
-				return true;
-			break;
 		case T_SubqueryScan:
 			return input_shows(((SubqueryScan *) plan)->subplan);
 		case T_Append:

@@ -42,17 +42,12 @@
 #include "postgres.h"
 
 #include "catalog/pg_proc.h"
-#include "catalog/pg_type.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
-#include "parser/parsetree.h"
 #include "utils/lsyscache.h"
 
 #include "batch.h"
-
-/* Bytes of text that make a token, roughly. */
-#define BYTES_PER_TOKEN 4
 
 /* Nodes that are being put on top of each other. */
 typedef struct Layers
@@ -97,9 +92,6 @@ static bool has_calls(Aggref *aggref);
 static bool guards(Expr *filter);
 static Node *aggregates_mutator(Node *node, void *context);
 static Node *rewrite_aggref(Aggref *aggref, AggregateRewrite *rewrite);
-static int prompt_tokens(FuncExpr *call, Plan *child, List *rtable);
-static bool width_walker(Node *node, void *context);
-static int column_width(Plan *child, Var *var, List *rtable);
 
 /* ---- what is in an expression ---- */
 
@@ -196,7 +188,7 @@ is_transparent(Node *node)
 /* ---- above a node ---- */
 
 Plan *
-qwen_batch_above(Plan *plan, bool with_quals, QwenPlacement *placement)
+qwen_batch_above(Plan *plan, QwenPlacement *placement)
 {
 	Layers layers = {.top = plan, .placement = placement};
 	List *init_plans = plan->initPlan;
@@ -208,7 +200,7 @@ qwen_batch_above(Plan *plan, bool with_quals, QwenPlacement *placement)
 
 	foreach (lc, plan->qual)
 	{
-		if (moved != NIL || (with_quals && qwen_calls_always(lfirst(lc))))
+		if (moved != NIL || qwen_calls_always(lfirst(lc)))
 			moved = lappend(moved, lfirst(lc));
 		else
 			kept = lappend(kept, lfirst(lc));
@@ -331,8 +323,8 @@ add_layer(Layers *layers, List *conditions)
 	foreach (lc, layers->calls)
 	{
 		lfirst(lc) = with_varno(lfirst(lc), OUTER_VAR);
-		placement->plan.tokens =
-			lappend_int(placement->plan.tokens, prompt_tokens(lfirst(lc), child, placement->rtable));
+		placement->plan.tokens = lappend_int(
+			placement->plan.tokens, (int) Min(qwen_prompt_tokens(lfirst(lc), child, placement->rtable), PG_INT32_MAX));
 	}
 
 	scan = make_node(child, placement);
@@ -533,69 +525,4 @@ rewrite_aggref(Aggref *aggref, AggregateRewrite *rewrite)
 	rewrite->before = lappend(rewrite->before, aggref);
 	rewrite->after = lappend(rewrite->after, copy);
 	return (Node *) copy;
-}
-
-/* ---- estimates ---- */
-
-typedef struct Width
-{
-	Plan *child;
-	List *rtable;
-	int64 bytes;
-} Width;
-
-/* What the subject is made of, added up. */
-static int
-prompt_tokens(FuncExpr *call, Plan *child, List *rtable)
-{
-	Width width = {.child = child, .rtable = rtable};
-
-	(void) width_walker(linitial(call->args), &width);
-	return (int) Min(width.bytes / BYTES_PER_TOKEN + 1, PG_INT32_MAX);
-}
-
-static bool
-width_walker(Node *node, void *context)
-{
-	Width *width = context;
-
-	if (node == NULL)
-		return false;
-	if (IsA(node, Const))
-	{
-		Const *constant = (Const *) node;
-
-		if (!constant->constisnull && constant->constlen == -1)
-			width->bytes += VARSIZE_ANY_EXHDR(DatumGetPointer(constant->constvalue));
-	}
-	else if (IsA(node, Var))
-		width->bytes += column_width(width->child, (Var *) node, width->rtable);
-	else if (IsA(node, Param))
-		width->bytes += get_typavgwidth(exprType(node), exprTypmod(node));
-	return expression_tree_walker(node, width_walker, context);
-}
-
-/* Follows a column down to a table, if it comes from one. */
-static int
-column_width(Plan *child, Var *var, List *rtable)
-{
-	while (child != NULL && var->varno == OUTER_VAR && var->varattno > 0 &&
-		   var->varattno <= list_length(child->targetlist))
-	{
-		TargetEntry *tle = list_nth_node(TargetEntry, child->targetlist, var->varattno - 1);
-
-		if (!IsA(tle->expr, Var))
-			break;
-		var = (Var *) tle->expr;
-		child = child->lefttree;
-	}
-	if (var->varno > 0 && var->varno <= list_length(rtable) && var->varattno > 0)
-	{
-		RangeTblEntry *rte = rt_fetch(var->varno, rtable);
-		int32 width = rte->rtekind == RTE_RELATION ? get_attavgwidth(rte->relid, var->varattno) : 0;
-
-		if (width > 0)
-			return width;
-	}
-	return get_typavgwidth(var->vartype, var->vartypmod);
 }

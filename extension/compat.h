@@ -57,6 +57,13 @@ qwen_wait_event(const char *name, uint32 *cache)
 #define pg_noreturn pg_attribute_noreturn()
 #endif
 
+/* PG 17: statistics about the lengths of arrays are looked at, for which the planner's state is needed. */
+#if PG_VERSION_NUM >= 170000
+#define qwen_estimate_array_length(root, array) estimate_array_length((root), (array))
+#else
+#define qwen_estimate_array_length(root, array) estimate_array_length(array)
+#endif
+
 /* PG 18: a module may say its name and version, which pg_get_loaded_modules() shows. */
 #if PG_VERSION_NUM >= 180000
 #define QWEN_MODULE_MAGIC(module, release) PG_MODULE_MAGIC_EXT(.name = module, .version = release)

@@ -14,6 +14,7 @@
  *	  options.c		named arguments and options jsonb -> request
  *	  batch_plan.c, batch_rewrite.c, batch_exec.c, batch_cache.c, batch_explain.c
  *					the plan node QwenBatch (batch.h)
+ *	  cost.c		estimates for the planner
  *	  generate.c, chat.c, stream.c, tokens.c, status.c, admin.c
  *					SQL functions
  *

@@ -4,7 +4,14 @@
 \echo Use "CREATE EXTENSION qwen" to load this file. \quit
 
 -- ---- generation ----
---
+
+CREATE FUNCTION qwen_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME', 'qwen_support'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION qwen_support(internal) IS 'planner support: cost and rows of calls by their tokens';
+
 -- All take the same named options behind their subject; NULL means: use the setting. They are not STRICT for that
 -- reason, and give NULL for a NULL subject all the same. VOLATILE, so that planning never calls the model. RESTRICTED,
 -- so that a request and its cancellation belong to the session itself.
@@ -24,7 +31,8 @@ CREATE FUNCTION qwen_generate(
 	options jsonb DEFAULT NULL)
 RETURNS text
 AS 'MODULE_PATHNAME', 'qwen_generate'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000
+SUPPORT qwen_support;
 
 COMMENT ON FUNCTION qwen_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
 	IS 'the model''s answer to a prompt';
@@ -44,7 +52,8 @@ CREATE FUNCTION qwen_generate(
 	options jsonb DEFAULT NULL)
 RETURNS text[]
 AS 'MODULE_PATHNAME', 'qwen_generate_array'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000
+SUPPORT qwen_support;
 
 COMMENT ON FUNCTION qwen_generate(text[], int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
 	IS 'the model''s answers to an array of prompts, in the same order';
@@ -64,7 +73,8 @@ CREATE FUNCTION qwen_complete(
 	options jsonb DEFAULT NULL)
 RETURNS text
 AS 'MODULE_PATHNAME', 'qwen_complete'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000
+SUPPORT qwen_support;
 
 COMMENT ON FUNCTION qwen_complete(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
 	IS 'the model''s continuation of a raw text, without the chat template';
@@ -85,7 +95,8 @@ CREATE FUNCTION qwen_chat(
 	tools jsonb DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'qwen_chat'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000
+SUPPORT qwen_support;
 
 COMMENT ON FUNCTION qwen_chat(jsonb, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb, jsonb)
 	IS 'the assistant''s next message in a conversation';
@@ -108,7 +119,8 @@ CREATE FUNCTION qwen_stream(
 	OUT done boolean)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'qwen_stream'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000 ROWS 100;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000 ROWS 100
+SUPPORT qwen_support;
 
 COMMENT ON FUNCTION qwen_stream(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
 	IS 'the model''s answer to a prompt, piece by piece as it is decoded';
@@ -141,7 +153,8 @@ CREATE FUNCTION qwen_try_generate(
 	options jsonb DEFAULT NULL)
 RETURNS qwen_result
 AS 'MODULE_PATHNAME', 'qwen_try_generate'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000
+SUPPORT qwen_support;
 
 COMMENT ON FUNCTION qwen_try_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb)
 	IS 'the model''s answer to a prompt, or the error of this row, with token counts and times';
@@ -377,6 +390,7 @@ COMMENT ON FUNCTION qwen_revoke_usage(regrole) IS 'take back what qwen_grant_usa
 -- created the extension may administer it, also where the objects belong to somebody else.
 
 REVOKE ALL ON FUNCTION
+	qwen_support(internal),
 	qwen_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
 	qwen_generate(text[], int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),
 	qwen_complete(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb),

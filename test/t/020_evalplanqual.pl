@@ -41,6 +41,9 @@ is( after($change, "SELECT id, qwen_generate(body) FROM docs WHERE id > 1 FOR UP
 is( after("$change; DELETE FROM docs WHERE id = 4", "UPDATE docs d SET answer = qwen_generate(d.body || e.note) FROM (VALUES (2, ''), (3, ''), (4, '')) AS e (id, note) WHERE d.id = e.id; $rows"),
 	"1|\n2|3\n3|40\n5|", 'with a join, and a row that is gone');
 
+is( after($change, "UPDATE docs d SET answer = 'found' FROM (VALUES (2, ''), (3, ''), (4, '')) AS e (id, note) WHERE d.id = e.id AND qwen_generate(d.body || e.note) IN ('3', '4', '5'); $rows"),
+	"1|\n2|found\n3|\n4|found\n5|", 'a condition of the join');
+
 $first->quit;
 $node->leaves_nothing;
 done_testing();
