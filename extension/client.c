@@ -234,6 +234,11 @@ raise_not_ready(bool worker_running)
 static int
 detail_of_progress(const QwenStatus *status)
 {
+	if (status->draining > 0)
+		return errdetail_plural(
+			"The engine that is to be replaced has %d request to finish; qwen_requests shows it.",
+			"The engine that is to be replaced has %d requests to finish; qwen_requests shows them.", status->draining,
+			status->draining);
 	if (status->engine.total_bytes > 0)
 		return errdetail("The model is still loading, %d percent are done.",
 						 (int) (100.0 * status->engine.loaded_bytes / status->engine.total_bytes));

@@ -21,11 +21,13 @@
 
 #include "shared.h"
 
+static int count_draining(void);
 static void make_valid(char *text);
 static bool copy_slot(const QwenSlot *slot, QwenRequestInfo *info);
 static const char *state_name(QwenSlotState state, bool started);
 static int compare_requests(const void *a, const void *b);
 static const char *kind_name(uint32 kind);
+static void notice_draining(void);
 
 /* One consistent picture: engine, phase and counters belong to the same moment. */
 void
@@ -39,6 +41,7 @@ qwen_get_status(QwenStatus *status)
 	status->worker_running = shared->worker_pid != 0;
 	status->worker_pid = shared->worker_pid;
 	status->engine_pid = shared->engine_pid;
+	status->draining = count_draining();
 	status->engine = shared->engine;
 	status->heartbeat = shared->heartbeat;
 	status->engine_start = shared->engine_start;
@@ -58,6 +61,22 @@ qwen_get_status(QwenStatus *status)
 	make_valid(status->engine.error.message);
 	make_valid(status->engine.error.detail);
 	make_valid(status->engine.error.hint);
+}
+
+/*
+ * An order to reload makes the engine STARTING at once, for all who ask, while the old one finishes what it has.  A new
+ * one in that phase has been sent nothing.  The caller holds the control lock.
+ */
+static int
+count_draining(void)
+{
+	int n = 0;
+	dlist_iter iter;
+
+	if (qwen_shared->engine_pid == 0 || qwen_shared->engine.phase != QWEN_ENGINE_STARTING)
+		return 0;
+	dlist_foreach(iter, &qwen_shared->running) n++;
+	return n;
 }
 
 /* Replaces what is not ASCII, unless the whole is good text in the database's encoding. */
@@ -213,6 +232,25 @@ qwen_request_reload(void)
 	if (!taken)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), errmsg("the qwen worker is not running"),
 						errhint("It reads the settings when it starts; the server log says why it does not.")));
+	notice_draining();
+}
+
+/* A cursor that nobody reads can keep the old engine for as long as it is open, so whoever gave the order is told. */
+static void
+notice_draining(void)
+{
+	int n;
+
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	n = count_draining();
+	LWLockRelease(qwen_control_lock());
+	if (n > 0)
+		ereport(NOTICE,
+				(errmsg_plural("the engine will be replaced when %d running request has finished",
+							   "the engine will be replaced when %d running requests have finished", n, n),
+				 errdetail("Calls that come meanwhile wait for the next engine, up to qwen.wait_ready."),
+				 errhint("qwen_requests shows who waits for what; pg_cancel_backend() and pg_terminate_backend() "
+						 "end requests.")));
 }
 
 /*

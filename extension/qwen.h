@@ -142,6 +142,7 @@ typedef struct QwenStatus
 	bool worker_running;
 	int worker_pid;
 	int engine_pid; /* 0: none */
+	int draining;   /* requests that an engine which is to be replaced still has to finish */
 	qwen_engine_state engine;
 	qwen_heartbeat heartbeat;
 	TimestampTz engine_start;
@@ -172,7 +173,10 @@ typedef struct QwenRequestInfo
 /* Copies the slots in use into a palloc'd array, in the order in which the engine begins with them. */
 extern int qwen_list_requests(QwenRequestInfo **out);
 
-/* Asks the worker to re-read the settings and restart the engine; returns when the worker has taken the order. */
+/*
+ * Asks the worker to re-read the settings and restart the engine; returns when the worker has taken the order.  Requests
+ * that run then are finished first, for which nobody waits here.
+ */
 extern void qwen_request_reload(void);
 
 /* ---- worker.c ---- */

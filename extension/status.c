@@ -113,7 +113,7 @@ state_name(const QwenStatus *status)
 		case QWEN_ENGINE_FAILED:
 			return "failed";
 		default:
-			return "starting";
+			return status->draining > 0 ? "draining" : "starting";
 	}
 }
 
@@ -143,6 +143,8 @@ describe_engine(const QwenStatus *status, Datum *columns, bool *nulls)
 		set_datum(columns, nulls, STATUS_RUNNING, Int32GetDatum(status->heartbeat.running));
 		set_datum(columns, nulls, STATUS_WAITING, Int32GetDatum(status->heartbeat.waiting));
 	}
+	else if (status->draining > 0)
+		set_datum(columns, nulls, STATUS_RUNNING, Int32GetDatum(status->draining));
 }
 
 static void
