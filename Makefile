@@ -30,7 +30,8 @@ DATA = $(wildcard sql/qwen--*--*.sql)
 DATA_built = sql/qwen--$(EXTVERSION).sql
 
 REGRESS = $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql))
-REGRESS_OPTS = --inputdir=test --outputdir=test --load-extension=qwen
+# The tests' texts are UTF-8, and their order is that of bytes, whatever the server's own databases are.
+REGRESS_OPTS = --inputdir=test --outputdir=test --load-extension=qwen --encoding=UTF8 --no-locale
 
 PG_CONFIG ?= pg_config
 # Bitcode would be built for every object and brings nothing to functions that wait for another process.
