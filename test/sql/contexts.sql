@@ -115,7 +115,7 @@ END
 $$;
 SELECT * FROM same_joins($q$SELECT d.id, n.note FROM docs d JOIN notes n ON n.doc = d.id AND length(qwen_generate(d.body || n.note)) > 1 ORDER BY 1$q$);
 SELECT * FROM same_joins($q$SELECT d.id, n.note FROM docs d JOIN notes n ON n.doc = d.kind + 1 AND qwen_generate(d.body) <> '8' AND qwen_generate(n.note || d.id) <> '' ORDER BY 1, 2$q$);
-SELECT * FROM same_joins($q$SELECT d.id, e.id, qwen_generate(d.body || e.body) FROM docs d JOIN docs e ON e.kind = d.kind AND qwen_generate(d.body) = qwen_generate(e.body) ORDER BY 1, 2$q$);
+SELECT * FROM same_joins($q$SELECT d.id, e.id, qwen_generate(d.body || e.body) FROM docs d JOIN docs e ON e.kind = d.kind AND qwen_generate(d.body) = qwen_generate(e.body) WHERE d.id < 6 ORDER BY 1, 2$q$);
 SELECT * FROM same_joins($q$SELECT d.id FROM docs d JOIN notes n ON n.doc = d.id JOIN notes m ON m.doc = n.doc AND qwen_generate(d.body || m.note) <> '' ORDER BY 1$q$);
 SELECT * FROM same_joins($q$SELECT d.id FROM docs d JOIN notes n ON n.doc = d.id JOIN trap ON n.doc > 30 AND qwen_generate(prompt || d.id || n.note) <> '' ORDER BY 1$q$);
 -- those of others decide about rows that one side has alone; what comes after such a join is a filter again
@@ -144,7 +144,6 @@ SET LOCAL enable_indexscan = off;
 SET LOCAL enable_indexonlyscan = off;
 SET LOCAL enable_bitmapscan = off;
 SELECT * FROM same_joins('SELECT d.id, l.label FROM docs d JOIN labels l ON qwen_generate(d.body) = l.label ORDER BY 1');
-SELECT * FROM same_joins('SELECT d.id, l.label FROM docs d JOIN labels l ON qwen_generate(d.body) = l.label AND qwen_generate(l.label || d.id) <> '''' ORDER BY 1');
 ROLLBACK;
 -- a cursor that updates
 BEGIN;
