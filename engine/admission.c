@@ -8,11 +8,22 @@
  * computed by another sequence, it waits for that: of a thousand rows with
  * one template, one computes the template and the others find it.  Its own
  * further blocks it names at once, so that those behind it see them coming.
+ *
+ * Of its waiting sequences a session starts the one first of whose beginning
+ * the most is in the cache or coming: of rows with several templates in turn,
+ * those with one template follow each other, so that each template is
+ * computed once for many rows even if the cache does not hold them all.  The
+ * look ahead is short, and the first in line is passed over a bounded number
+ * of times.
  */
 #include "admission.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+/* How far a session looks ahead among its waiting sequences, and how often its first one may be passed over. */
+#define LOOK_AHEAD 64
+#define MOST_PASSES 64
 
 /* ---- lists ---- */
 
@@ -187,6 +198,39 @@ cached_blocks(const qwen_scheduler *s, const qwen_sequence *seq, bool *coming)
 	return n;
 }
 
+/* Whether the cache has the sequence's block number n, or is about to have it. */
+static bool
+has_block(const qwen_scheduler *s, const qwen_sequence *seq, int32_t n)
+{
+	return seq->names && n < seq->n_names && qwen_kv_pool_find(&s->pool, seq->names[n]) != QWEN_NO_BLOCK;
+}
+
+/*
+ * The sequence that the session starts next: of the first ones that would go on, the one with the most blocks in the
+ * cache or coming, and of these the first.  To have more than the best so far, it must have the next block after them.
+ */
+static qwen_sequence *
+next_sequence(const qwen_scheduler *s, const qwen_session *session)
+{
+	qwen_sequence *first = first_ready(session), *best = first;
+	int32_t n_best = 0, looked_at = 0;
+
+	if (session->passed_over >= MOST_PASSES)
+		return first;
+	for (qwen_sequence *seq = first; seq && looked_at < LOOK_AHEAD; seq = seq->next)
+	{
+		if (qwen_sequence_is_stalled(seq))
+			continue;
+		looked_at++;
+		if (!has_block(s, seq, n_best))
+			continue;
+		while (has_block(s, seq, n_best))
+			n_best++;
+		best = seq;
+	}
+	return best;
+}
+
 /* Blocks in the free list that are not among the first n_cached of the sequence. */
 static int32_t
 blocks_left(const qwen_scheduler *s, const qwen_sequence *seq, int32_t n_cached)
@@ -204,6 +248,7 @@ start(qwen_scheduler *s, qwen_session *session, qwen_sequence *seq, int32_t n_ca
 {
 	int32_t needed = blocks_needed(seq);
 
+	session->passed_over = seq == first_ready(session) ? 0 : session->passed_over + 1;
 	qwen_list_unlink(&session->waiting, seq);
 	for (int32_t i = 0; i < n_cached; i++)
 	{
@@ -287,6 +332,19 @@ make_room(qwen_scheduler *s, const qwen_session *session)
 	return victim != NULL;
 }
 
+/* Whether those who run fill the step already. */
+static bool
+is_filled(const qwen_scheduler *s)
+{
+	int32_t left = qwen_scheduler_budget(s);
+
+	for (int32_t i = 0; i < s->n_running && left > 0; i++)
+		if (!qwen_sequence_is_stalled(s->running[i]))
+			left -= qwen_sequence_pending(s->running[i]);
+	return left <= 0;
+}
+
+/* A session always has one sequence running if it can; more of them only while there is work for them. */
 void
 qwen_admission_start(qwen_scheduler *s)
 {
@@ -296,11 +354,18 @@ qwen_admission_start(qwen_scheduler *s)
 		s->sessions[i].held = false;
 	while ((session = next_session(s)) != NULL)
 	{
-		qwen_sequence *seq = first_ready(session);
+		qwen_sequence *seq;
+		int32_t n_cached, missing;
 		bool coming;
-		int32_t n_cached = cached_blocks(s, seq, &coming);
-		int32_t missing = blocks_needed(seq) - n_cached + blocks_kept(s) - blocks_left(s, seq, n_cached);
 
+		if (session->n_running > 0 && is_filled(s))
+		{
+			session->held = true;
+			continue;
+		}
+		seq = next_sequence(s, session);
+		n_cached = cached_blocks(s, seq, &coming);
+		missing = blocks_needed(seq) - n_cached + blocks_kept(s) - blocks_left(s, seq, n_cached);
 		if (coming)
 			session->held = true;
 		else if (s->n_running < s->max_sequences && missing <= 0)

@@ -202,7 +202,7 @@ qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 	if (qwen_model_forward(e->model, &s->batch, e->logits, err) != QWEN_OK)
 		return err->status;
 	e->steps++;
-	qwen_scheduler_computed(s, qwen_now_us() - begin);
+	qwen_scheduler_computed(s);
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{
 		qwen_sequence *seq = s->members[i];
@@ -212,6 +212,7 @@ qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 		if (qwen_sequence_pending(seq) == 0)
 			advance(e, seq, e->logits + vocab * row++);
 	}
+	qwen_scheduler_note_time(s, qwen_now_us() - begin);
 	return QWEN_OK;
 }
 

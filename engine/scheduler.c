@@ -10,9 +10,20 @@
 
 #include "admission.h"
 
+/* The shortest step's time fits so often into the longest one. */
+#define LONGEST_STEP 10
+/* Fewer tokens than this are never worth a step of their own: kernels compute rows in tiles of that size. */
+#define LEAST_BUDGET 16
+/* Sessions with at most so many requests are small ones and come first. */
+#define SMALL_SESSION 4
+/* Steps that count in the average: older ones have faded to a third. */
+#define COST_MEMORY 256.0
+/* How fast the shortest step becomes longer when others of its size take longer. */
+#define SHORTEST_MEMORY 64.0
+
 static void grow(qwen_scheduler *s);
 static void share_out(qwen_scheduler *s);
-static void add_part(qwen_scheduler *s, qwen_sequence *seq, int32_t n);
+static void add_part(qwen_scheduler *s, qwen_sequence *seq);
 
 bool
 qwen_scheduler_init(qwen_scheduler *s, int32_t max_sequences, int32_t step_tokens, int32_t kv_blocks,
@@ -130,12 +141,12 @@ qwen_scheduler_build(qwen_scheduler *s)
 	grow(s);
 	share_out(s);
 	for (int decoding = 1; decoding >= 0; decoding--)
-		for (int32_t i = 0; i < s->n_running && b->n_tokens < s->step_tokens; i++)
+		for (int32_t i = 0; i < s->n_running; i++)
 		{
 			qwen_sequence *seq = s->running[i];
 
 			if ((qwen_sequence_pending(seq) == 1) == decoding && !qwen_sequence_is_stalled(seq))
-				add_part(s, seq, s->step_tokens - b->n_tokens);
+				add_part(s, seq);
 		}
 	return b->n_tokens > 0;
 }
@@ -170,67 +181,152 @@ grow(qwen_scheduler *s)
 	}
 }
 
-/* The tokens that cost as much time as the fixed part of a step: what may be added to a step of one without doubling it. */
+/* ---- what a step may cost ---- */
+
+/* The tokens that can be added to the shortest step in so many times its time. */
 static int32_t
-free_tokens(const qwen_scheduler *s)
+tokens_in(const qwen_scheduler *s, double times)
 {
 	const qwen_step_cost *c = &s->cost;
-	double spread = c->weight * c->tokens_tokens - c->tokens * c->tokens;
-	double per_token, fixed;
+	double more_tokens = c->tokens - c->weight * c->shortest_tokens;
+	double more_us = c->us - c->weight * c->shortest_us;
+	double n;
 
-	if (spread <= 1e-6 * c->weight * c->tokens_tokens)
-		return 1;
-	per_token = (c->weight * c->tokens_us - c->tokens * c->us) / spread;
-	fixed = (c->us - per_token * c->tokens) / c->weight;
-	if (per_token <= 0 || fixed / per_token >= s->step_tokens)
+	/* Nothing to compare with, or tokens that cost nothing. */
+	if (more_tokens <= 0 || more_us <= 0)
 		return s->step_tokens;
-	return fixed < per_token ? 1 : (int32_t) (fixed / per_token);
+	n = times * c->shortest_us * more_tokens / more_us;
+	return n < s->step_tokens ? (int32_t) n : s->step_tokens;
 }
 
-/* Sets every session's allowance of the step. */
+int32_t
+qwen_scheduler_budget(const qwen_scheduler *s)
+{
+	int64_t n = (int64_t) s->cost.shortest_tokens + tokens_in(s, LONGEST_STEP - 1);
+
+	if (n < LEAST_BUDGET)
+		n = LEAST_BUDGET;
+	return n < s->step_tokens ? (int32_t) n : s->step_tokens;
+}
+
+/*
+ * The shortest step is the measure of all others, so a busy machine must not lengthen it and a slower one has to: it
+ * follows others of its size quickly downwards and slowly upwards.
+ */
+void
+qwen_scheduler_note_time(qwen_scheduler *s, uint64_t us)
+{
+	const double keep = 1 - 1 / COST_MEMORY;
+	qwen_step_cost *c = &s->cost;
+	double tokens = s->batch.n_tokens, took = (double) us;
+
+	if (c->shortest_us == 0 || took < c->shortest_us)
+	{
+		c->shortest_us = took;
+		c->shortest_tokens = tokens;
+	}
+	else if (tokens <= c->shortest_tokens)
+	{
+		c->shortest_us += (took - c->shortest_us) / SHORTEST_MEMORY;
+		c->shortest_tokens = tokens;
+	}
+	c->weight = c->weight * keep + 1;
+	c->tokens = c->tokens * keep + tokens;
+	c->us = c->us * keep + took;
+}
+
+/* ---- fair shares ---- */
+
+static void
+measure_demand(qwen_scheduler *s)
+{
+	for (int32_t i = 0; i < s->n_sessions; i++)
+		s->sessions[i].demand = s->sessions[i].allowance = s->sessions[i].round = 0;
+	for (int32_t i = 0; i < s->n_running; i++)
+		if (!qwen_sequence_is_stalled(s->running[i]))
+			s->sessions[s->running[i]->session_at].demand += qwen_sequence_pending(s->running[i]);
+}
+
+static bool
+is_small(const qwen_session *session)
+{
+	return session->n_running + session->waiting.n <= SMALL_SESSION;
+}
+
+/* Of the small or large sessions that could use more tokens and have not had their turn in the round, the one served
+ * longest ago; NULL: none. */
+static qwen_session *
+next_turn(qwen_scheduler *s, bool small, int round)
+{
+	qwen_session *best = NULL;
+
+	for (int32_t i = 0; i < s->n_sessions; i++)
+	{
+		qwen_session *c = &s->sessions[i];
+
+		if (c->demand > c->allowance && c->round < round && is_small(c) == small && (!best || c->turn < best->turn))
+			best = c;
+	}
+	return best;
+}
+
+/*
+ * Shares so many tokens out among the small or the large sessions: in a first round a few for each, so that no long
+ * prompt makes the others' decoding wait, then the rest.  Returns what is left over.
+ */
+static int32_t
+share_among(qwen_scheduler *s, bool small, int32_t tokens)
+{
+	int32_t few = (tokens + 3) / 4;
+	qwen_session *session;
+
+	for (int round = 1; round <= 2; round++)
+		while (tokens > 0 && (session = next_turn(s, small, round)) != NULL)
+		{
+			int32_t n = session->demand - session->allowance;
+
+			n = round == 1 && n > few ? few : n;
+			n = n > tokens ? tokens : n;
+			session->allowance += n;
+			session->round = round;
+			session->turn = ++s->turn;
+			tokens -= n;
+		}
+	return tokens;
+}
+
+/*
+ * Sets every session's allowance of the step.  Large sessions have a few tokens even when the small ones leave nothing
+ * over: beside them they are slow, but do not stand still.
+ */
 static void
 share_out(qwen_scheduler *s)
 {
-	int64_t total = 0;
-	int32_t least = free_tokens(s);
+	int32_t budget = qwen_scheduler_budget(s);
+	int32_t least = tokens_in(s, 1);
+	int32_t left, used;
 
-	for (int32_t i = 0; i < s->n_sessions; i++)
-		s->sessions[i].demand = 0;
-	for (int32_t i = 0; i < s->n_running; i++)
+	measure_demand(s);
+	left = share_among(s, true, budget);
+	used = budget - left;
+	if (used > 0)
 	{
-		const qwen_sequence *seq = s->running[i];
-		int32_t pending = qwen_sequence_pending(seq);
-
-		if (qwen_sequence_is_stalled(seq))
-			continue;
-		if (pending > s->step_tokens)
-			pending = s->step_tokens;
-		s->sessions[seq->session_at].demand += pending;
-		total += pending;
+		left = used < left ? used : left;
+		left = least > left ? least : left;
+		left = left > s->step_tokens - used ? s->step_tokens - used : left;
 	}
-	for (int32_t i = 0; i < s->n_sessions; i++)
-	{
-		qwen_session *session = &s->sessions[i];
-		int64_t others = total - session->demand;
-
-		session->allowance = others == 0 || others >= s->step_tokens ? s->step_tokens
-							 : others < least                        ? least
-																	 : (int32_t) others;
-	}
+	share_among(s, false, left);
 }
 
-/* Adds up to n of the sequence's pending tokens to the batch. */
+/* Adds as many of the sequence's pending tokens to the batch as its session may still have. */
 static void
-add_part(qwen_scheduler *s, qwen_sequence *seq, int32_t n)
+add_part(qwen_scheduler *s, qwen_sequence *seq)
 {
 	qwen_batch *b = &s->batch;
 	qwen_session *session = &s->sessions[seq->session_at];
 	int32_t pending = qwen_sequence_pending(seq);
+	int32_t n = pending < session->allowance ? pending : session->allowance;
 
-	if (n > pending)
-		n = pending;
-	if (n > session->allowance)
-		n = session->allowance;
 	if (n == 0)
 		return;
 	session->allowance -= n;
@@ -247,25 +343,9 @@ add_part(qwen_scheduler *s, qwen_sequence *seq, int32_t n)
 		s->logit_rows[b->n_logits++] = b->n_tokens - 1;
 }
 
-/* Steps that count in the fit: older ones have faded to a third. */
-#define COST_MEMORY 256.0
-
-static void
-note_cost(qwen_step_cost *c, double tokens, double us)
-{
-	const double keep = 1 - 1 / COST_MEMORY;
-
-	*c = (qwen_step_cost){.weight = c->weight * keep + 1,
-						  .tokens = c->tokens * keep + tokens,
-						  .us = c->us * keep + us,
-						  .tokens_us = c->tokens_us * keep + tokens * us,
-						  .tokens_tokens = c->tokens_tokens * keep + tokens * tokens};
-}
-
 void
-qwen_scheduler_computed(qwen_scheduler *s, uint64_t us)
+qwen_scheduler_computed(qwen_scheduler *s)
 {
-	note_cost(&s->cost, s->batch.n_tokens, (double) us);
 	s->batched_tokens += (uint64_t) s->batch.n_tokens;
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{

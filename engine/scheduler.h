@@ -6,6 +6,14 @@
  * it is done; every step takes one token of each decoding sequence first and
  * fills the rest of the token budget with chunks of prompts.
  *
+ * Budget.  A step costs something by itself (the weights are read) and
+ * something for each token, so more tokens a step mean more tokens a second,
+ * but ever less so, while everybody who arrives waits for the step that is
+ * under way.  The budget is what takes ten times as long as the shortest
+ * step: beyond that nothing is to be gained but a tenth.  Both costs are
+ * measured as the steps go by.  A session gets further sequences started only
+ * while those that run leave some of the budget over.
+ *
  * Memory.  A sequence starts when the cache has blocks for all its tokens so
  * far; it takes further blocks as it grows.  When there are none left, the
  * sequence of the lowest priority that started last gives all of its blocks
@@ -15,10 +23,14 @@
  *
  * Fairness.  Sequences belong to sessions.  A session with few running
  * sequences starts before one with many, and gets a seat from it if all are
- * taken.  In a step that several sessions share, none may have more tokens
- * than all others together, or than fit without doubling the step's time,
- * whichever is more: so a single row waits about as long beside a million
- * others as it would beside one.
+ * taken.  In a step, sessions with few requests come before those with many,
+ * which together get no more tokens beside them than they have, or than fit
+ * without doubling the time of the shortest step, whichever is more: so a
+ * single row waits about as long beside a million others as it would beside
+ * one.  Among their like, sessions take turns.
+ *
+ * Prefix cache.  Of its waiting sequences a session starts those first whose
+ * beginning is in the cache, or is being computed: see admission.c.
  */
 #ifndef QWEN_SCHEDULER_H
 #define QWEN_SCHEDULER_H
@@ -44,17 +56,22 @@ typedef struct qwen_session
 	int32_t rank; /* 0 interactive, 1 normal, 2 batch */
 	qwen_sequence_list waiting;
 	int32_t n_running;
+	int32_t passed_over; /* how many sequences have started before the first waiting one, which came before them */
+	uint64_t turn;       /* when it was last served; smaller is longer ago */
 
 	/* of the step that is being built */
-	bool held;         /* its next sequence waits for a prefix that another one computes */
+	bool held;         /* nothing more of it is started */
+	int round;         /* in which it had its turn */
 	int32_t demand;    /* tokens that it could use */
 	int32_t allowance; /* tokens that it may still have */
 } qwen_session;
 
-/* A running fit of step time = fixed + per_token * tokens; old steps fade. */
+/* What steps take: the shortest one, and the others on average; old steps fade. */
 typedef struct qwen_step_cost
 {
-	double weight, tokens, us, tokens_us, tokens_tokens;
+	double shortest_us; /* 0: no step yet */
+	double shortest_tokens;
+	double weight, tokens, us; /* faded sums over steps, of 1 for each, its tokens and its time */
 } qwen_step_cost;
 
 typedef struct qwen_scheduler
@@ -68,6 +85,7 @@ typedef struct qwen_scheduler
 	int32_t n_running;
 	qwen_kv_pool pool;
 	qwen_step_cost cost;
+	uint64_t turn; /* counts the sessions that were served */
 
 	/* counters since start */
 	uint64_t batched_tokens;
@@ -104,8 +122,14 @@ void qwen_scheduler_finish(qwen_scheduler *s, qwen_sequence *seq);
 /* Admits what can be admitted and builds s->batch; false when there is nothing to compute. */
 bool qwen_scheduler_build(qwen_scheduler *s);
 
-/* The batch has been computed, in that time: its tokens are in the cache. */
-void qwen_scheduler_computed(qwen_scheduler *s, uint64_t us);
+/* The batch has been computed: its tokens are in the cache. */
+void qwen_scheduler_computed(qwen_scheduler *s);
+
+/* The step with that batch took so long, all in all. */
+void qwen_scheduler_note_time(qwen_scheduler *s, uint64_t us);
+
+/* Tokens that a step should have at most. */
+int32_t qwen_scheduler_budget(const qwen_scheduler *s);
 
 bool qwen_scheduler_idle(const qwen_scheduler *s);
 int32_t qwen_scheduler_waiting(const qwen_scheduler *s);

@@ -40,7 +40,6 @@ init_server(qwen_server *s, int sock)
 {
 	s->socket = sock;
 	s->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	s->jobs_end = &s->jobs;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->front_wake, NULL);
 	pthread_cond_init(&s->compute_wake, NULL);
@@ -51,12 +50,10 @@ static void
 free_server(qwen_server *s)
 {
 	const qwen_command *commands = (const qwen_command *) s->inbox.data;
+	qwen_job *job;
 
-	while (s->jobs)
+	while ((job = qwen_job_queue_take(&s->jobs)) != NULL)
 	{
-		qwen_job *job = s->jobs;
-
-		s->jobs = job->next;
 		free(job->payload);
 		free(job);
 	}

@@ -1,7 +1,7 @@
 /*
  * serve.h
  *	  What the three threads of `qwen-engine serve` share.  Private to
- *	  serve.c, serve_io.c and serve_work.c.
+ *	  serve*.c.
  *
  *	  reader (main)		reads frames, writes frames, beats the heart
  *	  front				decodes and tokenises requests, in order of arrival
@@ -29,15 +29,7 @@
 #include <pthread.h>
 
 #include "engine.h"
-
-/* A request as it came from the socket. */
-typedef struct qwen_job
-{
-	uint64_t id;
-	char *payload; /* owned */
-	uint32_t length;
-	struct qwen_job *next;
-} qwen_job;
+#include "serve_queue.h"
 
 /* What the compute thread is asked to do. */
 typedef struct qwen_command
@@ -63,8 +55,7 @@ typedef struct qwen_server
 	pthread_mutex_t lock;
 	pthread_cond_t front_wake;   /* jobs, ready, or stop */
 	pthread_cond_t compute_wake; /* inbox, draining, or stop */
-	qwen_job *jobs;              /* first in, first out */
-	qwen_job **jobs_end;
+	qwen_job_queue jobs;
 	uint64_t current_id; /* the job that the front works on, 0: none */
 	bool current_canceled;
 	qwen_bytes inbox;         /* of qwen_command */

@@ -21,9 +21,12 @@
 /* Longest payload of any frame from the worker but REQUEST. */
 #define SMALL_PAYLOAD 8
 
-/* A frame on its way in. */
+/* A frame on its way in, and what goes out. */
 typedef struct reader
 {
+	char buffer[65536]; /* of the socket; [taken, held) has not been looked at */
+	size_t held;
+	size_t taken;
 	qwen_frame head;
 	char *payload;      /* NULL until the head is complete */
 	size_t got;         /* bytes of head, then of payload */
@@ -142,15 +145,34 @@ acceptable(const qwen_frame *head)
 	}
 }
 
-/* Reads up to n bytes; 0 nothing there now, -1 the connection is over. */
+/*
+ * Up to n of the next bytes; 0 nothing there now, -1 the connection is over.  Requests are small and come in crowds: the
+ * socket is asked for as much as there is, only the long ones go straight to their place.
+ */
 static ssize_t
-receive_some(int sock, void *to, size_t n)
+receive_some(const qwen_server *s, reader *r, void *to, size_t n)
 {
-	ssize_t got = recv(sock, to, n, 0);
+	ssize_t got;
 
-	if (got < 0 && (errno == EAGAIN || errno == EINTR))
-		return 0;
-	return got <= 0 ? -1 : got;
+	if (r->taken == r->held)
+	{
+		bool straight = n >= sizeof(r->buffer);
+
+		got = straight ? recv(s->socket, to, n, 0) : recv(s->socket, r->buffer, sizeof(r->buffer), 0);
+		if (got < 0 && (errno == EAGAIN || errno == EINTR))
+			return 0;
+		if (got <= 0)
+			return -1;
+		if (straight)
+			return got;
+		r->held = (size_t) got;
+		r->taken = 0;
+	}
+	if (n > r->held - r->taken)
+		n = r->held - r->taken;
+	memcpy(to, r->buffer + r->taken, n);
+	r->taken += n;
+	return (ssize_t) n;
 }
 
 /* Takes in what the socket has; false when the connection is over or the worker talks nonsense. */
@@ -163,7 +185,7 @@ receive(qwen_server *s, reader *r)
 
 		if (!r->payload)
 		{
-			n = receive_some(s->socket, (char *) &r->head + r->got, sizeof(r->head) - r->got);
+			n = receive_some(s, r, (char *) &r->head + r->got, sizeof(r->head) - r->got);
 			if (n <= 0)
 				return n == 0;
 			r->got += (size_t) n;
@@ -178,7 +200,7 @@ receive(qwen_server *s, reader *r)
 		}
 		if (r->got < r->head.length)
 		{
-			n = receive_some(s->socket, r->payload + r->got, r->head.length - r->got);
+			n = receive_some(s, r, r->payload + r->got, r->head.length - r->got);
 			if (n <= 0)
 				return n == 0;
 			r->got += (size_t) n;
@@ -206,8 +228,7 @@ queue_job(qwen_server *s, reader *r)
 		return false;
 	*job = (qwen_job){.id = r->head.id, .payload = r->payload, .length = r->head.length};
 	r->payload = NULL;
-	*s->jobs_end = job;
-	s->jobs_end = &job->next;
+	qwen_job_queue_add(&s->jobs, job);
 	pthread_cond_signal(&s->front_wake);
 	return true;
 }
@@ -249,21 +270,14 @@ static void
 forget(qwen_server *s, uint64_t id)
 {
 	qwen_command c = {.kind = QWEN_COMMAND_CANCEL, .id = id};
+	qwen_job *job = qwen_job_queue_remove(&s->jobs, id);
 
-	for (qwen_job **at = &s->jobs; *at; at = &(*at)->next)
+	if (job)
 	{
-		qwen_job *job = *at;
-
-		if (job->id != id)
-			continue;
-		*at = job->next;
-		if (s->jobs_end == &job->next)
-			s->jobs_end = at;
 		free(job->payload);
 		free(job);
-		return;
 	}
-	if (s->current_id == id)
+	else if (s->current_id == id)
 		s->current_canceled = true;
 	else if (!command(s, &c))
 		qwen_server_stop(s, true);

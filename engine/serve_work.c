@@ -34,14 +34,11 @@ next_job(qwen_server *s)
 	qwen_job *job = NULL;
 
 	pthread_mutex_lock(&s->lock);
-	while (!s->stop && !(s->ready && s->jobs))
+	while (!s->stop && !(s->ready && s->jobs.first))
 		pthread_cond_wait(&s->front_wake, &s->lock);
 	if (!s->stop)
 	{
-		job = s->jobs;
-		s->jobs = job->next;
-		if (!s->jobs)
-			s->jobs_end = &s->jobs;
+		job = qwen_job_queue_take(&s->jobs);
 		s->current_id = job->id;
 		s->current_canceled = false;
 	}
@@ -237,7 +234,7 @@ take_inbox(qwen_server *s, bool idle, qwen_bytes *inbox, bool *progress_due)
 	empty.len = 0;
 	pthread_mutex_lock(&s->lock);
 	while (idle && !s->stop && s->inbox.len == 0 &&
-		   !(s->draining && !s->jobs && !s->current_id && qwen_engine_idle(s->engine)))
+		   !(s->draining && !s->jobs.first && !s->current_id && qwen_engine_idle(s->engine)))
 		pthread_cond_wait(&s->compute_wake, &s->lock);
 	if (idle && s->inbox.len == 0)
 		qwen_server_stop(s, false);

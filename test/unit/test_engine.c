@@ -199,8 +199,8 @@ an_answer_tells_what_it_took(void **state)
 		assert_true(done->first_us > 0 && done->first_us <= done->run_us);
 		if (id <= 2)
 		{
-			/* all of the prompt in the first step, then a token a step, of which the last one is the end */
-			assert_int_equal(done->steps, done->output_tokens + 1);
+			/* one step or a few for the prompt, then a token a step, of which the last one is the end */
+			assert_in_range(done->steps, done->output_tokens + 1, done->output_tokens + 1 + done->prompt_tokens / 16);
 			assert_int_equal(done->steps, (int) (after.steps - before.steps));
 			assert_int_equal(done->batched_tokens, done->prompt_tokens - done->cached_tokens + done->output_tokens);
 		}

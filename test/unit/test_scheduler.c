@@ -16,6 +16,9 @@ enum
 
 static const uint64_t key[2] = {1, 2};
 
+/* What a step takes on the device that is played: so much, and so much for every token. */
+static uint64_t fixed_us, token_us;
+
 /* A sequence as prepare makes it: its tokens are first, first + 1, ... */
 static qwen_sequence *
 make_text(uint64_t id, int32_t first, int32_t n_prompt, int32_t max_tokens, int32_t session)
@@ -55,7 +58,8 @@ play_step(qwen_scheduler *s)
 {
 	int got = 0;
 
-	qwen_scheduler_computed(s, 100);
+	qwen_scheduler_computed(s);
+	qwen_scheduler_note_time(s, fixed_us + token_us * (uint64_t) s->batch.n_tokens);
 
 	for (int32_t i = 0; i < s->batch.n_seqs; i++)
 	{
@@ -101,6 +105,8 @@ start(void)
 {
 	qwen_scheduler s;
 
+	fixed_us = 100;
+	token_us = 0;
 	assert_true(qwen_scheduler_init(&s, MAX_SEQUENCES, STEP_TOKENS, KV_BLOCKS, key));
 	return s;
 }
@@ -159,8 +165,13 @@ nobody_starts_without_memory(void **state)
 	qwen_scheduler_finish(&s, first);
 	assert_int_equal(first->state, QWEN_SEQ_FLUSHING);
 	assert_int_equal(s.pool.n_free, KV_BLOCKS);
-	qwen_scheduler_build(&s);
-	assert_int_equal(s.n_running, 2);
+	/* the second fills two steps, and the third comes with what is left of it */
+	for (int step = 1; step <= 3; step++)
+	{
+		qwen_scheduler_build(&s);
+		assert_int_equal(s.n_running, step < 3 ? 1 : 2);
+		play_step(&s);
+	}
 	assert_false(qwen_scheduler_idle(&s));
 	qwen_scheduler_destroy(&s);
 }
@@ -222,6 +233,63 @@ a_common_beginning_is_computed_once(void **state)
 	/* A later one finds it too, though nobody has it in use; the last token is always computed. */
 	qwen_scheduler_add(&s, make_text(9, 100, 32, 1, 0));
 	assert_int_equal(run_to_the_end(&s), 16);
+	qwen_scheduler_destroy(&s);
+}
+
+/* 36 tokens, of which the first 32 are those of a template and the rest is its own. */
+static qwen_sequence *
+make_of_template(uint64_t id, int32_t template)
+{
+	qwen_sequence *seq = make_text(id, 100 + 1000 * template, 36, 1, 0);
+
+	for (int i = 32; i < 36; i++)
+		seq->tokens.data[i] = (int32_t) id;
+	return seq;
+}
+
+/*
+ * Rows of six templates in turn, and a cache of ten blocks: each template has two, each row one of its own.  In order of
+ * arrival every row would compute its template anew.
+ */
+static void
+rows_of_one_template_follow_each_other(void **state)
+{
+	qwen_scheduler s = start();
+	const int n = 60, templates = 6;
+
+	for (int i = 0; i < n; i++)
+		qwen_scheduler_add(&s, make_of_template((uint64_t) i + 1, i % templates));
+	assert_int_equal(run_to_the_end(&s), n * 4 + templates * 32);
+	assert_int_equal(s.flushing.n, n);
+	assert_int_equal(s.flushing.head->id, 1);
+	qwen_scheduler_destroy(&s);
+}
+
+static void
+nobody_is_passed_over_for_ever(void **state)
+{
+	qwen_scheduler s = start();
+	uint64_t id = 3;
+	int passed = 0;
+	qwen_sequence *odd = make_of_template(2, 1);
+
+	/* Rows with the template that is in the cache arrive without end. */
+	qwen_scheduler_add(&s, make_of_template(1, 0));
+	run_to_the_end(&s);
+	qwen_scheduler_add(&s, odd);
+	while (odd->state == QWEN_SEQ_WAITING && passed < 1000)
+	{
+		while (qwen_scheduler_waiting(&s) < 8)
+			qwen_scheduler_add(&s, make_of_template(id++, 0));
+		assert_true(qwen_scheduler_build(&s));
+		play_step(&s);
+		while (s.n_running > 0)
+		{
+			passed += s.running[0] != odd;
+			qwen_scheduler_finish(&s, s.running[0]);
+		}
+	}
+	assert_in_range(passed, 10, 70);
 	qwen_scheduler_destroy(&s);
 }
 
@@ -297,31 +365,172 @@ a_newcomer_gets_a_seat(void **state)
 	qwen_scheduler_destroy(&s);
 }
 
-/* Where a step's time is mostly its tokens, one session may not fill the step that another one shares. */
+/* From now on steps take so long, and some have been measured. */
+static void
+measure_steps(qwen_scheduler *s, uint64_t fixed, uint64_t each)
+{
+	fixed_us = fixed;
+	token_us = each;
+	for (int i = 0; i < 100; i++)
+	{
+		s->batch.n_tokens = 1 + i % 8;
+		qwen_scheduler_note_time(s, fixed + each * (uint64_t) s->batch.n_tokens);
+	}
+}
+
+static void
+a_step_is_no_longer_than_pays(void **state)
+{
+	qwen_scheduler s;
+
+	assert_true(qwen_scheduler_init(&s, 4, 1000, KV_BLOCKS, key));
+	assert_int_equal(qwen_scheduler_budget(&s), 1000); /* nothing is known */
+
+	/* ten times 1100 us */
+	measure_steps(&s, 1000, 100);
+	assert_in_range(qwen_scheduler_budget(&s), 95, 105);
+
+	/* a device that takes the same time for one token and for eight */
+	qwen_scheduler_destroy(&s);
+	qwen_scheduler_init(&s, 4, 1000, KV_BLOCKS, key);
+	measure_steps(&s, 1000, 0);
+	assert_int_equal(qwen_scheduler_budget(&s), 1000);
+
+	/* one that takes time for tokens alone */
+	qwen_scheduler_destroy(&s);
+	qwen_scheduler_init(&s, 4, 1000, KV_BLOCKS, key);
+	measure_steps(&s, 0, 100);
+	assert_int_equal(qwen_scheduler_budget(&s), 16);
+
+	/* It has become another one, and now and then a step is interrupted. */
+	for (int i = 0; i < 1000; i++)
+	{
+		s.batch.n_tokens = 1 + i % 8;
+		qwen_scheduler_note_time(&s, (i % 50 ? 1 : 10) * (10000 + 1000 * (uint64_t) (1 + i % 8)));
+	}
+	assert_in_range(qwen_scheduler_budget(&s), 30, 120);
+	qwen_scheduler_destroy(&s);
+}
+
+/* Where a step's time is mostly its tokens, a session with many requests may not fill the step that another shares. */
 static void
 a_small_session_is_not_slowed_down_by_a_large_one(void **state)
 {
 	qwen_scheduler s = start();
 
-	qwen_scheduler_add(&s, make_text(1, 100, 4, 20, 1));
-	qwen_scheduler_build(&s);
-	play_step(&s);
-	for (int i = 0; i < 100; i++)
-	{
-		/* 10 us and 10 us for each token: two tokens double the step of one */
-		s.batch.n_tokens = 1 + i % 8;
-		s.batch.n_seqs = 0;
-		qwen_scheduler_computed(&s, 10 + 10 * (uint64_t) (1 + i % 8));
-	}
-	for (uint64_t id = 2; id <= 4; id++)
+	measure_steps(&s, 10, 10); /* two tokens double the step of one */
+	for (uint64_t id = 2; id <= 9; id++)
 		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, 30, 20, 2));
 	qwen_scheduler_build(&s);
+	play_step(&s);
+	qwen_scheduler_add(&s, make_text(1, 100, 12, 20, 1));
+	qwen_scheduler_build(&s);
 	check_batch(&s);
-	assert_int_equal(s.n_running, 4);
+	assert_int_equal(s.members[0]->session + s.members[1]->session, 3);
+	assert_in_range(s.batch.n_tokens, 12 + 1, 12 + 12); /* no more of the others than of this one's prompt */
+	play_step(&s);
+	qwen_scheduler_build(&s);
+	check_batch(&s);
 	assert_int_equal(s.members[0]->id, 1);
-	assert_true(s.batch.n_tokens <= 3);
+	assert_in_range(s.batch.n_tokens, 2, 3);
+	play_step(&s);
 	run_to_the_end(&s);
-	assert_int_equal(s.flushing.n, 4);
+	assert_int_equal(s.flushing.n, 9);
+	assert_int_equal(s.flushing.head->id, 1);
+	qwen_scheduler_destroy(&s);
+}
+
+/* A large session stands beside so many small ones that they fill every step, and goes on all the same. */
+static void
+a_large_session_never_stands_still(void **state)
+{
+	qwen_scheduler s;
+	int got = 0;
+
+	assert_true(qwen_scheduler_init(&s, 64, 64, 256, key));
+	measure_steps(&s, 10, 10);
+	for (uint64_t id = 1; id <= 8; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, 4, 20, 1));
+	for (uint64_t id = 101; id <= 140; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, 30, 20, (int32_t) id));
+	for (int step = 0; step < 30; step++)
+	{
+		assert_true(qwen_scheduler_build(&s));
+		for (int32_t i = 0; i < s.batch.n_seqs; i++)
+			got += s.members[i]->session == 1 ? s.seqs[i].n_tokens : 0;
+		assert_true(s.batch.n_tokens <= 24);
+		play_step(&s);
+	}
+	assert_in_range(got, 30, 100);
+	qwen_scheduler_destroy(&s);
+}
+
+/* Sixteen sessions decode, a seventeenth comes: no step is longer for it, and it does not wait for their end. */
+static void
+sessions_take_turns(void **state)
+{
+	qwen_scheduler s;
+	bool served = false;
+
+	assert_true(qwen_scheduler_init(&s, 64, 64, 256, key));
+	measure_steps(&s, 0, 100);
+	for (uint64_t id = 1; id <= 20; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, 1, 40, (int32_t) id));
+	for (int step = 0; step < 5; step++)
+	{
+		qwen_scheduler_build(&s);
+		assert_int_equal(s.batch.n_tokens, 16);
+		play_step(&s);
+	}
+	for (int32_t i = 0; i < s.n_running; i++)
+		assert_int_equal(s.running[i]->n_computed, 4); /* 5 x 16 tokens among 20 */
+	qwen_scheduler_add(&s, make_text(30, 7, 1, 4, 30));
+	qwen_scheduler_build(&s);
+	for (int32_t i = 0; i < s.batch.n_seqs; i++)
+		served |= s.members[i]->id == 30;
+	assert_true(served);
+	qwen_scheduler_destroy(&s);
+}
+
+static void
+a_long_prompt_does_not_stop_the_others(void **state)
+{
+	qwen_scheduler s;
+
+	assert_true(qwen_scheduler_init(&s, 64, 64, 256, key));
+	measure_steps(&s, 0, 100);
+	for (uint64_t id = 1; id <= 5; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, id == 1 ? 500 : 1, 40, (int32_t) id));
+	for (int step = 1; step <= 20; step++)
+	{
+		assert_true(qwen_scheduler_build(&s));
+		assert_int_equal(s.batch.n_seqs, 5);
+		assert_int_equal(s.batch.n_tokens, 16);
+		play_step(&s);
+	}
+	qwen_scheduler_destroy(&s);
+}
+
+/* Further sequences of a session start only when those that run do not fill the step. */
+static void
+no_more_are_started_than_have_work(void **state)
+{
+	qwen_scheduler s;
+
+	assert_true(qwen_scheduler_init(&s, 64, 64, 256, key));
+	measure_steps(&s, 0, 100);
+	for (uint64_t id = 1; id <= 60; id++)
+		qwen_scheduler_add(&s, make_text(id, (int32_t) id * 1000, 8, 20, 1));
+	for (int step = 0; step < 40; step++)
+	{
+		assert_true(qwen_scheduler_build(&s));
+		assert_int_equal(s.batch.n_tokens, 16);
+		assert_true(s.n_running <= 17);
+		play_step(&s);
+		for (int32_t i = s.n_running - 1; i >= 0; i--)
+			if ((int32_t) s.running[i]->tokens.len - s.running[i]->n_prompt == s.running[i]->max_tokens)
+				qwen_scheduler_finish(&s, s.running[i]);
+	}
 	qwen_scheduler_destroy(&s);
 }
 
@@ -478,10 +687,17 @@ main(void)
 		cmocka_unit_test(nobody_starts_without_memory),
 		cmocka_unit_test(who_started_last_gives_way),
 		cmocka_unit_test(a_common_beginning_is_computed_once),
+		cmocka_unit_test(rows_of_one_template_follow_each_other),
+		cmocka_unit_test(nobody_is_passed_over_for_ever),
 		cmocka_unit_test(a_beginning_that_is_never_finished_is_not_waited_for),
 		cmocka_unit_test(the_cache_can_be_left_alone),
 		cmocka_unit_test(names_depend_on_everything_before),
 		cmocka_unit_test(a_newcomer_gets_a_seat),
+		cmocka_unit_test(a_step_is_no_longer_than_pays),
+		cmocka_unit_test(no_more_are_started_than_have_work),
+		cmocka_unit_test(sessions_take_turns),
+		cmocka_unit_test(a_long_prompt_does_not_stop_the_others),
+		cmocka_unit_test(a_large_session_never_stands_still),
 		cmocka_unit_test(a_small_session_is_not_slowed_down_by_a_large_one),
 		cmocka_unit_test(an_unread_stream_gives_its_memory_to_others),
 		cmocka_unit_test(better_priorities_start_first),

@@ -13,6 +13,7 @@
 
 #include "engine/cli.h"
 #include "engine/protocol.h"
+#include "engine/serve_queue.h"
 
 #define MODEL "test/data/demo-model"
 
@@ -113,10 +114,10 @@ send_frame(uint32_t type, uint64_t id, const void *data, uint32_t len)
 		assert_int_equal(send(sock, data, len, MSG_NOSIGNAL), len);
 }
 
-static void
-send_prompt(uint64_t id, const char *prompt, int32_t max_tokens, uint32_t flags)
+/* Writes a request at bytes, which has room for it; returns its end. */
+static char *
+put_prompt(char *bytes, const char *prompt, size_t len, int32_t max_tokens, uint32_t flags)
 {
-	char bytes[2048];
 	qwen_request_header h = {.protocol = QWEN_PROTOCOL,
 							 .kind = QWEN_KIND_GENERATE,
 							 .flags = flags,
@@ -128,10 +129,17 @@ send_prompt(uint64_t id, const char *prompt, int32_t max_tokens, uint32_t flags)
 							 .presence_penalty = QWEN_UNSET_FLOAT,
 							 .frequency_penalty = QWEN_UNSET_FLOAT,
 							 .repetition_penalty = QWEN_UNSET_FLOAT};
-	char *end;
 
 	memcpy(bytes, &h, sizeof(h));
-	end = qwen_field_put(bytes + sizeof(h), QWEN_FIELD_PROMPT, prompt, (uint32_t) strlen(prompt));
+	return qwen_field_put(bytes + sizeof(h), QWEN_FIELD_PROMPT, prompt, (uint32_t) len);
+}
+
+static void
+send_prompt(uint64_t id, const char *prompt, int32_t max_tokens, uint32_t flags)
+{
+	char bytes[2048];
+	char *end = put_prompt(bytes, prompt, strlen(prompt), max_tokens, flags);
+
 	send_frame(QWEN_FRAME_REQUEST, id, bytes, (uint32_t) (end - bytes));
 }
 
@@ -251,6 +259,110 @@ an_unread_stream_stops_at_the_window(void **state)
 	assert_int_equal(wait_for_end(), 0);
 }
 
+/* A request, a long one that is refused, and another one: in pieces that end anywhere, and all in one. */
+static void
+frames_arrive_in_any_pieces(void **state)
+{
+	enum
+	{
+		LONG = 200000
+	};
+	char *bytes = malloc(LONG + 4096), *text = calloc(1, LONG), *end = bytes;
+
+	memset(text, 'x', LONG);
+	for (uint64_t id = 1; id <= 3; id++)
+	{
+		qwen_frame frame = {QWEN_FRAME_REQUEST, 0, id};
+		char *start = end;
+
+		end = put_prompt(start + sizeof(frame), id == 2 ? text : "2 + 3 =", id == 2 ? LONG : 7, 4, 0);
+		frame.length = (uint32_t) (end - start - (ptrdiff_t) sizeof(frame));
+		memcpy(start, &frame, sizeof(frame));
+	}
+	start_engine(MODEL);
+	assert_int_equal(wait_for_model().phase, QWEN_ENGINE_READY);
+	for (int round = 0; round < 2; round++)
+	{
+		int done = 0, failed = 0;
+		size_t at = 0, total = (size_t) (end - bytes);
+
+		for (size_t n = 1; at < total; at += n, n = round ? total : n % 97 + 1)
+		{
+			n = n < total - at ? n : total - at;
+			for (size_t sent = 0; sent < n;)
+			{
+				ssize_t k = send(sock, bytes + at + sent, n - sent, MSG_NOSIGNAL);
+
+				assert_true(k > 0);
+				sent += (size_t) k;
+			}
+		}
+		while (done + failed < 3)
+		{
+			assert_true(next_frame());
+			done += head.type == QWEN_FRAME_DONE && head.id != 2;
+			failed += head.type == QWEN_FRAME_ERROR && head.id == 2;
+		}
+		assert_int_equal(done, 2);
+	}
+	close(sock);
+	assert_int_equal(wait_for_end(), 0);
+	free(bytes);
+	free(text);
+}
+
+static void
+add_job(qwen_job_queue *queue, qwen_job *job, uint64_t id, int32_t session, int32_t priority)
+{
+	qwen_request_header h = {.session = session, .priority = priority};
+
+	*job = (qwen_job){.id = id, .payload = malloc(sizeof(h)), .length = sizeof(h)};
+	memcpy(job->payload, &h, sizeof(h));
+	qwen_job_queue_add(queue, job);
+	free(job->payload);
+}
+
+/* One session sends five requests before two others send one each: those do not wait for the five. */
+static void
+sessions_take_turns_at_the_front(void **state)
+{
+	static const uint64_t order[] = {1, 2, 20, 30, 3, 21, 5};
+	qwen_job_queue queue = {0};
+	qwen_job jobs[10];
+
+	assert_null(qwen_job_queue_take(&queue));
+	for (uint64_t id = 1; id <= 5; id++)
+		add_job(&queue, &jobs[id], id, 1, 0);
+	assert_int_equal(qwen_job_queue_take(&queue)->id, order[0]);
+	assert_int_equal(qwen_job_queue_take(&queue)->id, order[1]);
+	add_job(&queue, &jobs[6], 20, 2, 0);
+	add_job(&queue, &jobs[7], 21, 2, 0);
+	add_job(&queue, &jobs[8], 30, 3, 0);
+	assert_null(qwen_job_queue_remove(&queue, 1));
+	assert_ptr_equal(qwen_job_queue_remove(&queue, 4), &jobs[4]);
+	for (size_t i = 2; i < sizeof(order) / sizeof(order[0]); i++)
+		assert_int_equal(qwen_job_queue_take(&queue)->id, order[i]);
+	assert_null(queue.first);
+	assert_null(queue.last);
+}
+
+static void
+priorities_come_first_at_the_front(void **state)
+{
+	qwen_job_queue queue = {0};
+	qwen_job jobs[4];
+
+	add_job(&queue, &jobs[0], 1, 1, -1);
+	add_job(&queue, &jobs[1], 2, 2, 0);
+	add_job(&queue, &jobs[2], 3, 2, 1);
+	jobs[3] = (qwen_job){.id = 4, .length = 1}; /* too short: normal */
+	qwen_job_queue_add(&queue, &jobs[3]);
+	assert_int_equal(qwen_job_queue_take(&queue)->id, 3);
+	assert_int_equal(qwen_job_queue_take(&queue)->id, 2);
+	assert_int_equal(qwen_job_queue_take(&queue)->id, 4);
+	assert_int_equal(qwen_job_queue_take(&queue)->id, 1);
+}
+
 static void
 nonsense_ends_the_connection(void **state)
 {
@@ -305,6 +417,9 @@ main(void)
 		cmocka_unit_test(a_cancelled_request_is_silent),
 		cmocka_unit_test(shutdown_finishes_what_runs),
 		cmocka_unit_test(an_unread_stream_stops_at_the_window),
+		cmocka_unit_test(frames_arrive_in_any_pieces),
+		cmocka_unit_test(sessions_take_turns_at_the_front),
+		cmocka_unit_test(priorities_come_first_at_the_front),
 		cmocka_unit_test(nonsense_ends_the_connection),
 		cmocka_unit_test(a_refused_model_says_why),
 		cmocka_unit_test(the_heart_beats),
