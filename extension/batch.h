@@ -99,6 +99,9 @@ extern bool qwen_aggregates_call(Agg *agg);
 extern double qwen_prompt_tokens(FuncExpr *call, Plan *child, List *rtable);
 extern int qwen_output_tokens(FuncExpr *call);
 
+/* Whether the planner asks us what a function costs. */
+extern bool qwen_sets_cost(Oid function);
+
 /* ---- batch_cache.c ---- */
 
 extern void qwen_install_run_hook(void); /* from qwen_install_batching */

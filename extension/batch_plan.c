@@ -53,6 +53,8 @@ static bool statement_matches(PlannedStmt *stmt, PlanCheck check, void *context)
 static bool tree_matches(Plan *plan, PlanCheck check, void *context);
 static bool list_matches(List *plans, PlanCheck check, void *context);
 static bool has_calls(Plan *plan, void *context);
+static bool has_priced_calls(Plan *plan, void *context);
+static bool priced_walker(Node *node, void *context);
 static bool max_node_id(Plan *plan, void *context);
 static void batch_statement(PlannedStmt *stmt, int cursor_options);
 static Plan *batch_tree(Walk *walk, Plan *plan, Position position);
@@ -95,11 +97,11 @@ plan_statement(Query *parse, const char *query_string, int cursor_options, Param
 	PlannedStmt *stmt = previous_planner ? previous_planner(parse, query_string, cursor_options, params)
 										 : standard_planner(parse, query_string, cursor_options, params);
 
+	/* The cost of our calls says nothing about the server's own work on the expressions around them. */
+	if (stmt->jitFlags != PGJIT_NONE && statement_matches(stmt, has_priced_calls, NULL))
+		stmt->jitFlags = PGJIT_NONE;
 	if (!statement_matches(stmt, has_calls, NULL))
 		return stmt;
-
-	/* The cost of our calls says nothing about the server's own work on the expressions around them. */
-	stmt->jitFlags = PGJIT_NONE;
 	if (qwen_batch_scan)
 		batch_statement(stmt, cursor_options);
 	if (qwen_debug_require_batch)
@@ -160,6 +162,25 @@ has_calls(Plan *plan, void *context)
 {
 	return qwen_calls_any((Node *) plan->targetlist) || qwen_calls_any((Node *) plan->qual) ||
 		   (is_join(plan) && qwen_calls_any((Node *) ((Join *) plan)->joinqual));
+}
+
+/* More than has_calls: also those of many rows or many answers, which are never batched. */
+static bool
+has_priced_calls(Plan *plan, void *context)
+{
+	return priced_walker((Node *) plan->targetlist, NULL) || priced_walker((Node *) plan->qual, NULL) ||
+		   (IsA(plan, FunctionScan) && priced_walker((Node *) ((FunctionScan *) plan)->functions, NULL)) ||
+		   (is_join(plan) && priced_walker((Node *) ((Join *) plan)->joinqual, NULL));
+}
+
+static bool
+priced_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, FuncExpr) && qwen_sets_cost(((FuncExpr *) node)->funcid))
+		return true;
+	return expression_tree_walker(node, priced_walker, context);
 }
 
 static bool

@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "nodes/nodeFuncs.h"
@@ -128,6 +129,19 @@ function_cost(Oid function)
 	cost = ((Form_pg_proc) GETSTRUCT(tuple))->procost;
 	ReleaseSysCache(tuple);
 	return cost;
+}
+
+/* Whether a function's cost is set here. */
+bool
+qwen_sets_cost(Oid function)
+{
+	Oid support = function < FirstNormalObjectId ? InvalidOid : get_func_support(function);
+	FmgrInfo flinfo;
+
+	if (!OidIsValid(support))
+		return false;
+	fmgr_info(support, &flinfo);
+	return flinfo.fn_addr == qwen_support;
 }
 
 /* ---- tokens ---- */

@@ -57,6 +57,30 @@ SELECT query, plan_of(query) ->> 'Plan Rows' AS rows FROM unnest(ARRAY[
 	$q$SELECT * FROM qwen_stream('x', max_tokens => 7)$q$, $q$SELECT * FROM qwen_stream('x')$q$,
 	$q$SELECT qwen_stream('x', max_tokens => 7)$q$, $q$SELECT qwen_stream(body, max_tokens => 7) FROM docs$q$]) AS query;
 
+-- that calls cost much is no reason to compile the expressions around them
+CREATE FUNCTION compiles(query text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+	line text;
+BEGIN
+	FOR line IN EXECUTE 'EXPLAIN ' || query LOOP
+		IF line LIKE '%JIT:%' THEN
+			RETURN true;
+		END IF;
+	END LOOP;
+	RETURN false;
+END
+$$;
+SET jit = on;
+SET jit_above_cost = 0;
+SELECT query FROM unnest(ARRAY[
+	$q$SELECT id + 1, qwen_generate(body) FROM docs$q$, $q$SELECT id + 1, qwen_generate(ARRAY[body]) FROM docs$q$,
+	$q$SELECT id + 1, qwen_stream(body) FROM docs$q$, $q$SELECT id + 1, s.seq FROM docs, qwen_stream(body) s$q$,
+	$q$SELECT id + 1 FROM docs LEFT JOIN kinds k ON k.kind = id AND qwen_generate(body || name) = ''$q$,
+	$q$SELECT id + 1 FROM docs WHERE kind = 0 OR qwen_generate(body) = ''$q$]) AS query WHERE compiles(query);
+SELECT compiles('SELECT id + 1 FROM docs') = pg_jit_available() AS others_as_always;
+RESET jit_above_cost;
+RESET jit;
+
 -- COST is the administrator's to set
 BEGIN;
 ALTER FUNCTION qwen_generate(text, int, float8, float8, int, bigint, text[], text, jsonb, boolean, text, jsonb) COST 200000;
@@ -65,5 +89,5 @@ ROLLBACK;
 SELECT p.oid::regprocedure::text ~ '^qwen_(generate|complete|chat|stream|try_generate)' AS generates, procost, prosupport, count(*)
 FROM pg_proc p WHERE proname LIKE 'qwen\_%' AND procost >= 1000 GROUP BY 1, 2, 3 ORDER BY 1;
 
-DROP FUNCTION cost_of, order_of, plan_of;
+DROP FUNCTION cost_of, order_of, plan_of, compiles;
 DROP TABLE docs, kinds;
