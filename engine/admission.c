@@ -83,12 +83,6 @@ qwen_list_unlink(qwen_sequence_list *list, const qwen_sequence *seq)
 
 /* ---- sessions ---- */
 
-static int32_t
-rank_of(int32_t priority)
-{
-	return priority > 0 ? 0 : priority == 0 ? 1 : 2;
-}
-
 static bool
 is_unused(const qwen_session *session)
 {
@@ -124,7 +118,7 @@ session_entry(qwen_scheduler *s, int32_t id, int32_t rank)
 bool
 qwen_admission_enqueue(qwen_scheduler *s, qwen_sequence *seq)
 {
-	seq->session_at = session_entry(s, seq->session, rank_of(seq->priority));
+	seq->session_at = session_entry(s, seq->session, qwen_rank_of(seq->priority));
 	if (seq->session_at < 0)
 		return false;
 	qwen_list_push(&s->sessions[seq->session_at].waiting, seq);
@@ -289,7 +283,7 @@ static qwen_sequence *
 last_stalled(const qwen_scheduler *s, int32_t rank)
 {
 	for (int32_t i = s->n_running - 1; i >= 0; i--)
-		if (qwen_sequence_is_stalled(s->running[i]) && rank_of(s->running[i]->priority) >= rank)
+		if (qwen_sequence_is_stalled(s->running[i]) && qwen_rank_of(s->running[i]->priority) >= rank)
 			return s->running[i];
 	return NULL;
 }
@@ -407,8 +401,9 @@ qwen_admission_victim(const qwen_scheduler *s)
 	{
 		const qwen_sequence *a = s->running[i], *b = s->running[victim];
 
-		if (qwen_sequence_is_stalled(a) != qwen_sequence_is_stalled(b) ? qwen_sequence_is_stalled(a)
-																	   : rank_of(a->priority) > rank_of(b->priority))
+		if (qwen_sequence_is_stalled(a) != qwen_sequence_is_stalled(b)
+				? qwen_sequence_is_stalled(a)
+				: qwen_rank_of(a->priority) > qwen_rank_of(b->priority))
 			victim = i;
 	}
 	return victim;

@@ -10,16 +10,14 @@
 
 #include "admission.h"
 
-/* The shortest step's time fits so often into the longest one. */
+/* The smallest step's time fits so often into the longest one. */
 #define LONGEST_STEP 10
 /* Fewer tokens than this are never worth a step of their own: kernels compute rows in tiles of that size. */
 #define LEAST_BUDGET 16
 /* Sessions with at most so many requests are small ones and come first. */
 #define SMALL_SESSION 4
-/* Steps that count in the average: older ones have faded to a third. */
-#define COST_MEMORY 256.0
-/* How fast the shortest step becomes longer when others of its size take longer. */
-#define SHORTEST_MEMORY 64.0
+/* Steps of a size after which the best of them is trusted. */
+#define TRUSTED_STEPS 16
 
 static void grow(qwen_scheduler *s);
 static void share_out(qwen_scheduler *s);
@@ -183,56 +181,60 @@ grow(qwen_scheduler *s)
 
 /* ---- what a step may cost ---- */
 
-/* The tokens that can be added to the shortest step in so many times its time. */
+/* The smallest steps so far; NULL: none yet. */
+static const qwen_step_cost *
+smallest_steps(const qwen_scheduler *s)
+{
+	for (int i = 0; i < QWEN_STEP_SIZES; i++)
+		if (s->costs[i].n > 0)
+			return &s->costs[i];
+	return NULL;
+}
+
+/*
+ * The tokens that can be added to the smallest step in so many times its time.  What they take is seen from the largest
+ * steps: the larger, the less it matters how exactly both are known.
+ */
 static int32_t
 tokens_in(const qwen_scheduler *s, double times)
 {
-	const qwen_step_cost *c = &s->cost;
-	double more_tokens = c->tokens - c->weight * c->shortest_tokens;
-	double more_us = c->us - c->weight * c->shortest_us;
+	const qwen_step_cost *small = smallest_steps(s), *large = &s->costs[QWEN_STEP_SIZES - 1];
 	double n;
 
+	while (small && large > small && large->n < TRUSTED_STEPS)
+		large--;
 	/* Nothing to compare with, or tokens that cost nothing. */
-	if (more_tokens <= 0 || more_us <= 0)
+	if (!small || large == small || large->us <= small->us)
 		return s->step_tokens;
-	n = times * c->shortest_us * more_tokens / more_us;
+	n = times * small->us * (large->tokens - small->tokens) / (large->us - small->us);
 	return n < s->step_tokens ? (int32_t) n : s->step_tokens;
 }
 
 int32_t
 qwen_scheduler_budget(const qwen_scheduler *s)
 {
-	int64_t n = (int64_t) s->cost.shortest_tokens + tokens_in(s, LONGEST_STEP - 1);
+	const qwen_step_cost *small = smallest_steps(s);
+	int64_t n = (int64_t) tokens_in(s, LONGEST_STEP - 1) + (small ? small->tokens : 0);
 
 	if (n < LEAST_BUDGET)
 		n = LEAST_BUDGET;
 	return n < s->step_tokens ? (int32_t) n : s->step_tokens;
 }
 
-/*
- * The shortest step is the measure of all others, so a busy machine must not lengthen it and a slower one has to: it
- * follows others of its size quickly downwards and slowly upwards.
- */
 void
 qwen_scheduler_note_time(qwen_scheduler *s, uint64_t us)
 {
-	const double keep = 1 - 1 / COST_MEMORY;
-	qwen_step_cost *c = &s->cost;
-	double tokens = s->batch.n_tokens, took = (double) us;
+	int32_t tokens = s->batch.n_tokens;
+	int size = 31 - __builtin_clz((unsigned) tokens | 1);
+	qwen_step_cost *c = &s->costs[size < QWEN_STEP_SIZES ? size : QWEN_STEP_SIZES - 1];
 
-	if (c->shortest_us == 0 || took < c->shortest_us)
+	if (c->n == 0 || (double) us * c->tokens < c->us * tokens)
 	{
-		c->shortest_us = took;
-		c->shortest_tokens = tokens;
+		c->tokens = tokens;
+		c->us = (double) us;
 	}
-	else if (tokens <= c->shortest_tokens)
-	{
-		c->shortest_us += (took - c->shortest_us) / SHORTEST_MEMORY;
-		c->shortest_tokens = tokens;
-	}
-	c->weight = c->weight * keep + 1;
-	c->tokens = c->tokens * keep + tokens;
-	c->us = c->us * keep + took;
+	if (c->n < TRUSTED_STEPS)
+		c->n++;
 }
 
 /* ---- fair shares ---- */

@@ -9,7 +9,7 @@
  * Budget.  A step costs something by itself (the weights are read) and
  * something for each token, so more tokens a step mean more tokens a second,
  * but ever less so, while everybody who arrives waits for the step that is
- * under way.  The budget is what takes ten times as long as the shortest
+ * under way.  The budget is what takes ten times as long as the smallest
  * step: beyond that nothing is to be gained but a tenth.  Both costs are
  * measured as the steps go by.  A session gets further sequences started only
  * while those that run leave some of the budget over.
@@ -25,7 +25,7 @@
  * sequences starts before one with many, and gets a seat from it if all are
  * taken.  In a step, sessions with few requests come before those with many,
  * which together get no more tokens beside them than they have, or than fit
- * without doubling the time of the shortest step, whichever is more: so a
+ * without doubling the time of the smallest step, whichever is more: so a
  * single row waits about as long beside a million others as it would beside
  * one.  Among their like, sessions take turns.
  *
@@ -66,12 +66,17 @@ typedef struct qwen_session
 	int32_t allowance; /* tokens that it may still have */
 } qwen_session;
 
-/* What steps take: the shortest one, and the others on average; old steps fade. */
+#define QWEN_STEP_SIZES 24
+
+/*
+ * What steps take, by size: in [k] those of 2^k to 2^(k+1) - 1 tokens, and of these the one that took the least for a
+ * token.  What else the machine does only ever adds to a time, so the least is what the device itself needs.
+ */
 typedef struct qwen_step_cost
 {
-	double shortest_us; /* 0: no step yet */
-	double shortest_tokens;
-	double weight, tokens, us; /* faded sums over steps, of 1 for each, its tokens and its time */
+	int32_t n; /* steps so far */
+	int32_t tokens;
+	double us;
 } qwen_step_cost;
 
 typedef struct qwen_scheduler
@@ -84,7 +89,7 @@ typedef struct qwen_scheduler
 	qwen_sequence **running; /* [max_sequences], in the order of starting */
 	int32_t n_running;
 	qwen_kv_pool pool;
-	qwen_step_cost cost;
+	qwen_step_cost costs[QWEN_STEP_SIZES];
 	uint64_t turn; /* counts the sessions that were served */
 
 	/* counters since start */

@@ -79,6 +79,13 @@ qwen_sequence_is_stalled(const qwen_sequence *seq)
 	return (seq->flags & QWEN_FLAG_STREAM) && seq->out.sent < seq->out.ready.len;
 }
 
+/* Interactive requests 0, normal ones 1, batch 2. */
+static inline int32_t
+qwen_rank_of(int32_t priority)
+{
+	return priority > 0 ? 0 : priority == 0 ? 1 : 2;
+}
+
 /* Tokens that are not computed yet. */
 static inline int32_t
 qwen_sequence_pending(const qwen_sequence *seq)

@@ -12,13 +12,7 @@
 
 #include <string.h>
 
-#include "protocol.h"
-
-static int
-rank_of(int32_t priority)
-{
-	return priority > 0 ? 0 : priority == 0 ? 1 : 2;
-}
+#include "sequence.h"
 
 /* A request that is too short to have a header is turned down by whoever takes it; where it stands does not matter. */
 static void
@@ -29,7 +23,7 @@ read_header(qwen_job *job)
 	if (job->length >= sizeof(head))
 		memcpy(&head, job->payload, sizeof(head));
 	job->session = head.session;
-	job->rank = rank_of(head.priority);
+	job->rank = qwen_rank_of(head.priority);
 }
 
 /* The turn behind the session's last job, or the present one. */

@@ -17,7 +17,7 @@ typedef struct qwen_job
 
 	/* set when it is queued */
 	int32_t session;
-	int rank; /* 0 interactive, 1 normal, 2 batch */
+	int32_t rank; /* 0 interactive, 1 normal, 2 batch */
 	uint64_t turn;
 	struct qwen_job *previous;
 	struct qwen_job *next;

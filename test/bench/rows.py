@@ -137,7 +137,11 @@ def measure_batch():
 # ---- many sessions ----
 
 def measure_sessions():
-    ask = "SELECT qwen_generate(format('Note %s-%s. %s', :a, id, prompt), max_tokens => 64) FROM "
+    """
+    The prompts of one statement must have no more in common than those of different sessions, or the prefix cache makes
+    less work of them: the row's number comes first.
+    """
+    ask = "SELECT qwen_generate(format('Note %s-%s. %s', id, :a, prompt), max_tokens => 64) FROM "
     one = file_of("\\set a random(1, 1000000000)\n\\set i random(1, 30)\n" + ask + "docs WHERE id = :i;\n")
     many = file_of("\\set a random(1, 1000000000)\n" + ask +
                    "(SELECT id + 100 * i AS id, prompt FROM docs, generate_series(1, 3) i LIMIT 64) AS d;\n")
@@ -149,6 +153,87 @@ def measure_sessions():
     row("64 sessions with a row each, against one session with 64 rows", "≥ 0.9",
         "{:.2f}".format(statistics.median(ratios)), statistics.median(ratios) >= 0.9,
         "{:.0f} and {:.0f} rows/s; {}".format(statistics.median(sessions), statistics.median(single), spread(ratios)))
+
+
+# ---- common beginnings, and equal prompts ----
+
+def counters(session):
+    """Answers, tokens of their prompts, and of these the ones that were in the prefix cache."""
+    line = session.ask("SELECT sum(answers), sum(prompt_tokens), sum(cached_tokens) FROM qwen_stat")[0]
+    return [int(part or 0) for part in line.split("|")]
+
+
+def counted(session, sql):
+    """Runs a query; gives its first line, its seconds, and by how much the counters have risen."""
+    before = counters(session)
+    start = time.perf_counter()
+    line = session.ask(sql)[0]
+    took = time.perf_counter() - start
+    return [line, took] + [b - a for a, b in zip(before, counters(session))]
+
+
+def templated(round_, n, templates):
+    """A query for the answers, as one, to n rows that each fill one of the templates of about 500 tokens, in turn."""
+    template = "repeat('The office in Bern was founded by Maria Santos in 1996. ', 31)"
+    prompt = "format('%s-%s. ', {}, i % {}) || {} || format('What is %s + 25?', i)".format(round_, templates, template)
+    return ("SELECT md5(string_agg(qwen_generate(p, max_tokens => 8), '|' ORDER BY i))"
+            " FROM (SELECT i, {} AS p FROM generate_series(1, {}) AS i) AS s".format(prompt, n)), template
+
+
+def row_templates(name, session, rounds, n, templates, times):
+    """
+    Each template is to be computed so many times at most.  Tokens of a block that only part of is common are the row's
+    own, so each row may have a block more.
+    """
+    block = 16
+    on, off, share, allowed, equal = [], [], [], [], True
+    for round_ in range(rounds):
+        sql, template = templated("'{}-{}'".format(templates, round_), n, templates)
+        common = int(session.ask("SELECT qwen_token_count({})".format(template))[0])
+        answers, took, _, submitted, cached = counted(session, sql)
+        session.ask("SET qwen.cache = off")
+        plain, plain_took, _, _, none = counted(session, sql)
+        session.ask("RESET qwen.cache")
+        assert none == 0
+        equal = equal and answers == plain
+        on.append(took)
+        off.append(plain_took)
+        share.append(100 * (submitted - cached) / submitted)
+        allowed.append(100 * (times * templates * common + submitted - n * common + n * block) / submitted)
+    row(name, "≤ {:.1f} %, same answers".format(min(allowed)), "{:.1f} %".format(max(share)),
+        equal and all(s <= a for s, a in zip(share, allowed)),
+        "of {} tokens; {:.1f} s, {:.1f} s without the cache; answers {}".format(
+            submitted, statistics.median(on), statistics.median(off), "equal" if equal else "differ"))
+
+
+def reload(session, sql, condition):
+    session.ask(sql)
+    session.ask("SELECT qwen_reload()")
+    session.wait_until("state = 'ready' AND (SELECT {} FROM qwen_stat_engine) FROM qwen_status()".format(condition))
+
+
+def measure_templates():
+    session = Session()
+    row_templates("1,000 rows of a template of 500 tokens, computed once: tokens computed", session, 3, 1000, 1, 1)
+    reload(session, "ALTER SYSTEM SET qwen.kv_memory = '5MB'", "kv_blocks < 250")
+    row_templates("240 rows of 8 such templates in turn, cache for 5, computed twice: tokens computed", session, 1, 240,
+                  8, 2)
+    reload(session, "ALTER SYSTEM RESET qwen.kv_memory", "kv_blocks > 250")
+    session.close()
+
+
+def measure_duplicates():
+    session = Session()
+    ran, took = [], []
+    for round_ in range(ROUNDS):
+        _, seconds, answers, _, _ = counted(
+            session, "SELECT count(qwen_generate(format('Note %s. What is %s + 25?', {}, i % 100)))"
+            " FROM generate_series(1, 10000) AS i".format(round_))
+        ran.append(answers)
+        took.append(seconds)
+    session.close()
+    row("10,000 rows with 100 distinct prompts", "100 run", str(max(ran)), max(ran) == min(ran) == 100,
+        "{:.2f} s; {}".format(statistics.median(took), spread(took)))
 
 
 # ---- one call ----
@@ -351,8 +436,9 @@ def measure_cancel():
             1000 * statistics.median(took for took, _ in pairs), 1000 * step, spread(steps, "{:.1f}")))
 
 
-MEASURES = {"batch": measure_batch, "sessions": measure_sessions, "call": measure_call, "latency": measure_latency,
-            "idle": measure_idle, "cancel": measure_cancel}
+MEASURES = {"batch": measure_batch, "sessions": measure_sessions, "templates": measure_templates,
+            "duplicates": measure_duplicates, "call": measure_call, "latency": measure_latency, "idle": measure_idle,
+            "cancel": measure_cancel}
 
 parser = argparse.ArgumentParser()
 for option in ("--bin", "--host", "--engine", "--model"):
