@@ -182,7 +182,11 @@ qwen_dtype_bytes(qwen_dtype dtype)
 const char *
 qwen_dtype_name(qwen_dtype dtype)
 {
-	static const char *const names[] = {[QWEN_F32] = "float32", [QWEN_F16] = "float16", [QWEN_BF16] = "bfloat16"};
+	static const char *const names[] = {[QWEN_F32] = "float32",
+										[QWEN_F16] = "float16",
+										[QWEN_BF16] = "bfloat16",
+										[QWEN_INT8] = "int8",
+										[QWEN_INT4] = "int4"};
 
 	return names[dtype];
 }

@@ -30,6 +30,12 @@ same_dtype(const qwen_device *dev, qwen_dtype source)
 	return source;
 }
 
+static void
+cpu_loop(qwen_device *dev, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
+{
+	qwen_pool_run(dev->priv, n, grain, fn, arg);
+}
+
 const qwen_ops CPU_OPS = {
 	.name = CPU_NAME,
 	.alloc = qwen_host_alloc,
@@ -37,11 +43,14 @@ const qwen_ops CPU_OPS = {
 	.upload = qwen_host_upload,
 	.download = qwen_host_download,
 	.synchronize = qwen_host_synchronize,
+	.loop = cpu_loop,
 	.matrix_dtype = same_dtype,
 	.matrix_bytes = qwen_host_matrix_bytes,
 	.matrix_upload = qwen_host_matrix_upload,
 	.vector_upload = qwen_host_vector_upload,
 	.kv_dtype = same_dtype,
+	.kv_block_bytes = qwen_host_kv_block_bytes,
+	.scratch_bytes = qwen_host_no_scratch,
 	.embed = cpu_embed,
 	.add_rmsnorm = cpu_add_rmsnorm,
 	.linear = cpu_linear,

@@ -54,7 +54,7 @@ struct qwen_pool
 	pthread_t *threads; /* [n_workers] */
 
 	/* the job: written by the caller while it is closed and nobody is inside */
-	qwen_pool_fn fn;
+	qwen_loop_fn fn;
 	void *arg;
 	int64_t n;
 	int64_t grain;
@@ -172,7 +172,7 @@ wait_for_workers(qwen_pool *pool)
 }
 
 void
-qwen_pool_run(qwen_pool *pool, int64_t n, int64_t grain, qwen_pool_fn fn, void *arg)
+qwen_pool_run(qwen_pool *pool, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
 {
 	if (n <= 0)
 		return;
