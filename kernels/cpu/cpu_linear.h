@@ -121,6 +121,8 @@ linear_piece(void *arg, int64_t begin, int64_t end)
 		case QWEN_BF16:
 			linear_rows(job, begin, end, QWEN_BF16);
 			break;
+		default:
+			break;
 	}
 }
 
