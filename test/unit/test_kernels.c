@@ -1,79 +1,11 @@
 /*
  * test_kernels.c
  *	  Every set of kernels that this processor can run against the oracle,
- *	  operation by operation; sets that it lacks are named as skipped.
+ *	  operation by operation; attention has a file of its own.
  *
- * Odd sizes and tails are the rule.  Outputs are poisoned with NaN before
- * each call and guarded behind their end, so that an element left out or one
- * too many is seen.
+ * Odd sizes and tails are the rule.
  */
-#include "unit.h"
-
-#include <math.h>
-
-#include "kernels/kernels.h"
-
-#define GUARD 16
-
-static qwen_device *ref;
-static qwen_device *dev; /* the set under test */
-
-/* ---- data ---- */
-
-static uint32_t random_state;
-
-static float
-random_float(float range)
-{
-	random_state = random_state * 1664525u + 1013904223u;
-	return ((float) (random_state >> 8) / 8388608.0f - 1.0f) * range;
-}
-
-static float *
-random_array(size_t n, float range)
-{
-	float *x = malloc((n ? n : 1) * sizeof(float));
-
-	assert_non_null(x);
-	for (size_t i = 0; i < n; i++)
-		x[i] = random_float(range);
-	return x;
-}
-
-/* n floats of NaN and a guard of known values behind them. */
-static float *
-poisoned(size_t n)
-{
-	float *x = malloc((n + GUARD) * sizeof(float));
-
-	assert_non_null(x);
-	for (size_t i = 0; i < n; i++)
-		x[i] = NAN;
-	for (size_t i = 0; i < GUARD; i++)
-		x[n + i] = 1234;
-	return x;
-}
-
-static float *
-copy_array(const float *x, size_t n)
-{
-	float *c = poisoned(n);
-
-	memcpy(c, x, n * sizeof(float));
-	return c;
-}
-
-static void
-compare(const char *what, const float *want, const float *got, size_t n, float tolerance)
-{
-	for (size_t i = 0; i < n; i++)
-		if (!(fabsf(want[i] - got[i]) <= tolerance * (1 + fabsf(want[i]))))
-			fail_msg("%s, %s: element %zu of %zu is %g, not %g", dev->ops->name, what, i, n, (double) got[i],
-					 (double) want[i]);
-	for (size_t i = 0; i < GUARD; i++)
-		if (got[n + i] != 1234)
-			fail_msg("%s, %s: wrote beyond the end", dev->ops->name, what);
-}
+#include "kernel_sets.h"
 
 /* A matrix of that type on a device, from the same 16-bit or float source on every device. */
 static qwen_matrix
@@ -341,202 +273,6 @@ swiglu_agrees(void **state)
 		}
 }
 
-/* ---- attention ---- */
-
-#define N_SEQS 5
-#define N_BLOCKS 64
-
-/* Tokens that are in the cache before the step, and tokens of the step. */
-static const struct
-{
-	int32_t before;
-	int32_t now;
-} sequences[N_SEQS] = {{0, 1}, {0, 37}, {39, 1}, {15, 1}, {20, 33}};
-
-static int32_t block_table[N_SEQS][N_BLOCKS];
-
-/* Sequences' blocks are scattered over the cache and interleaved. */
-static void
-scatter_blocks(void)
-{
-	for (int s = 0; s < N_SEQS; s++)
-		for (int b = 0; b < N_BLOCKS / N_SEQS; b++)
-			block_table[s][b] = (s + b * N_SEQS) * 37 % N_BLOCKS; /* 37 is odd: no block twice */
-}
-
-typedef struct attention_case
-{
-	qwen_heads heads;
-	bool norms;
-	qwen_dtype kv_dtype;
-} attention_case;
-
-/* A batch made of the sequences [first, last), either what comes before the step or the step itself. */
-typedef struct test_batch
-{
-	qwen_batch batch;
-	qwen_batch_seq seqs[N_SEQS];
-	int32_t positions[256];
-} test_batch;
-
-static void
-make_batch(test_batch *b, int first, int last, bool before)
-{
-	memset(b, 0, sizeof(*b));
-	b->batch = (qwen_batch){.positions = b->positions, .seqs = b->seqs};
-	for (int s = first; s < last; s++)
-	{
-		int32_t from = before ? 0 : sequences[s].before;
-		int32_t n = before ? sequences[s].before : sequences[s].now;
-
-		if (n == 0)
-			continue;
-		b->seqs[b->batch.n_seqs++] = (qwen_batch_seq){b->batch.n_tokens, n, from + n, block_table[s]};
-		for (int32_t i = 0; i < n; i++)
-			b->positions[b->batch.n_tokens++] = from + i;
-	}
-}
-
-/* What both steps of a case need, the same on every device. */
-typedef struct attention_data
-{
-	float *rope;
-	float *q_norm;
-	float *k_norm;
-	float *before; /* qkv rows */
-	float *now;
-	size_t width;
-} attention_data;
-
-static qwen_kv_layer
-make_cache(qwen_device *d, const attention_case *c)
-{
-	size_t cells = (size_t) N_BLOCKS * QWEN_KV_BLOCK * (size_t) (c->heads.n_kv * c->heads.dim);
-	qwen_kv_layer kv = {.dtype = d->ops->kv_dtype(d, c->kv_dtype), .n_blocks = N_BLOCKS};
-	size_t bytes = cells * qwen_dtype_bytes(kv.dtype);
-
-	kv.k = malloc(bytes);
-	kv.v = malloc(bytes);
-	assert_non_null(kv.k);
-	assert_non_null(kv.v);
-	memset(kv.k, 0xff, bytes); /* NaN: cells that were not written must not be read */
-	memset(kv.v, 0xff, bytes);
-	return kv;
-}
-
-/* Fills the cache, then runs the step for the sequences [first, last); qkv and out are those of the step. */
-static void
-run_attention(qwen_device *d, const attention_case *c, const attention_data *data, int first, int last, float *qkv,
-			  float *out)
-{
-	qwen_kv_layer kv = make_cache(d, c);
-	test_batch before, now;
-	float *old;
-
-	make_batch(&before, first, last, true);
-	old = copy_array(data->before, (size_t) before.batch.n_tokens * data->width);
-	if (before.batch.n_tokens)
-		d->ops->qk_rope_store(d, old, data->q_norm, data->k_norm, data->rope, &c->heads, &kv, &before.batch);
-	make_batch(&now, first, last, false);
-	d->ops->qk_rope_store(d, qkv, data->q_norm, data->k_norm, data->rope, &c->heads, &kv, &now.batch);
-	d->ops->attention(d, out, qkv, &c->heads, &kv, &now.batch);
-	free(kv.k);
-	free(kv.v);
-	free(old);
-}
-
-static int32_t
-tokens_of(int first, int last, bool before)
-{
-	test_batch b;
-
-	make_batch(&b, first, last, before);
-	return b.batch.n_tokens;
-}
-
-static attention_data
-make_data(const attention_case *c)
-{
-	attention_data d = {.width = (size_t) ((c->heads.n_q + 2 * c->heads.n_kv) * c->heads.dim)};
-	size_t dim = (size_t) c->heads.dim;
-
-	d.rope = random_array(256 * (size_t) c->heads.rotary, 1);
-	d.q_norm = c->norms ? random_array(dim, 2) : NULL;
-	d.k_norm = c->norms ? random_array(dim, 2) : NULL;
-	d.before = random_array((size_t) tokens_of(0, N_SEQS, true) * d.width, 2);
-	d.now = random_array((size_t) tokens_of(0, N_SEQS, false) * d.width, 2);
-	return d;
-}
-
-static void
-free_data(attention_data *d)
-{
-	free(d->rope);
-	free(d->q_norm);
-	free(d->k_norm);
-	free(d->before);
-	free(d->now);
-}
-
-/* Each sequence alone must give the bits that it gave among the others. */
-static void
-check_alone(const attention_case *c, const attention_data *data, const float *all)
-{
-	size_t row = (size_t) (c->heads.n_q * c->heads.dim);
-
-	for (int s = 0; s < N_SEQS; s++)
-	{
-		size_t skip_before = (size_t) tokens_of(0, s, true), skip = (size_t) tokens_of(0, s, false);
-		size_t n = (size_t) sequences[s].now;
-		attention_data part = *data;
-		float *qkv = copy_array(data->now + skip * data->width, n * data->width);
-		float *out = poisoned(n * row);
-
-		part.before += skip_before * data->width;
-		run_attention(dev, c, &part, s, s + 1, qkv, out);
-		assert_memory_equal(out, all + skip * row, n * row * sizeof(float));
-		free(qkv);
-		free(out);
-	}
-}
-
-static void
-check_attention(const attention_case *c)
-{
-	attention_data data = make_data(c);
-	size_t n = (size_t) tokens_of(0, N_SEQS, false);
-	size_t row = (size_t) (c->heads.n_q * c->heads.dim);
-	float *qkv_want = copy_array(data.now, n * data.width), *qkv_got = copy_array(data.now, n * data.width);
-	float *want = poisoned(n * row), *got = poisoned(n * row);
-	float tolerance = c->kv_dtype == QWEN_F32 ? 2e-5f : c->kv_dtype == QWEN_F16 ? 6e-3f : 5e-2f;
-
-	run_attention(ref, c, &data, 0, N_SEQS, qkv_want, want);
-	run_attention(dev, c, &data, 0, N_SEQS, qkv_got, got);
-	compare("qkv", qkv_want, qkv_got, n * data.width, 5e-6f);
-	compare("attention", want, got, n * row, tolerance);
-	check_alone(c, &data, got);
-	free_data(&data);
-	free(qkv_want);
-	free(qkv_got);
-	free(want);
-	free(got);
-}
-
-static void
-attention_agrees_and_sequences_do_not_disturb_each_other(void **state)
-{
-	static const qwen_heads heads[] = {
-		{4, 2, 16, 16, 1e-6f},   {6, 2, 64, 64, 1e-6f}, {3, 1, 20, 20, 1e-6f},
-		{4, 4, 128, 128, 1e-6f}, {2, 1, 42, 18, 1e-6f}, {64, 1, 8, 8, 1e-6f},
-	};
-
-	scatter_blocks();
-	for (size_t h = 0; h < sizeof(heads) / sizeof(heads[0]); h++)
-		for (size_t d = 0; d < 3; d++)
-			for (int norms = 0; norms < 2; norms++)
-				check_attention(&(attention_case){heads[h], norms, all_dtypes[d]});
-}
-
 /* ---- devices ---- */
 
 static void
@@ -573,89 +309,21 @@ auto_takes_the_best_usable_set(void **state)
 	qwen_device_close(d);
 }
 
-/* ---- one program, every set ---- */
-
-static int
-open_set(void **state)
-{
-	char why[128];
-
-	random_state = 1;
-	ref = qwen_device_open("cpu", "ref", 1, why, sizeof(why));
-	dev = qwen_device_open("cpu", *state, 3, why, sizeof(why));
-	return ref && dev ? 0 : -1;
-}
-
-static int
-close_set(void **state)
-{
-	qwen_device_close(ref);
-	qwen_device_close(dev);
-	return 0;
-}
-
-/*
- * Stands in the report for all tests of a set that this processor lacks.  Not cmocka's skip(), which writes "not ok"
- * into TAP.
- */
-static void
-set_is_not_here(void **state)
-{
-	char why[128];
-
-	assert_false(qwen_kernel_set_usable(*state, why, sizeof(why)));
-	fprintf(stderr, "# SKIPPED: %s\n", why);
-}
-
-static const struct
-{
-	const char *name;
-	CMUnitTestFunction run;
-} set_tests[] = {
+static const set_test set_tests[] = {
 	{"conversions are exact and round to even", conversions_are_exact_and_round_to_even},
 	{"linear agrees on odd shapes", linear_agrees_on_odd_shapes},
 	{"linear does not depend on the batch", linear_does_not_depend_on_the_batch},
 	{"lookups agree", lookups_agree},
 	{"rmsnorm agrees", rmsnorm_agrees},
 	{"swiglu agrees", swiglu_agrees},
-	{"attention agrees and sequences do not disturb each other",
-	 attention_agrees_and_sequences_do_not_disturb_each_other},
 };
-#define N_SET_TESTS (sizeof(set_tests) / sizeof(set_tests[0]))
-#define MAX_TESTS 64
-
-typedef struct test_list
-{
-	struct CMUnitTest tests[MAX_TESTS];
-	char names[MAX_TESTS][96];
-	size_t n;
-} test_list;
-
-static void
-add_test(test_list *list, const char *set, const char *name, CMUnitTestFunction run, bool opens)
-{
-	snprintf(list->names[list->n], sizeof(list->names[0]), "%s: %s", set, name);
-	list->tests[list->n] = (struct CMUnitTest){
-		list->names[list->n], run, opens ? open_set : NULL, opens ? close_set : NULL, (void *) set,
-	};
-	list->n++;
-}
 
 int
 main(void)
 {
 	static test_list list;
-	char why[128];
 
 	add_test(&list, "sets", "unknown and missing ones are refused", unknown_and_missing_sets_are_refused, false);
 	add_test(&list, "sets", "auto takes the best usable one", auto_takes_the_best_usable_set, false);
-	for (const char *const *set = qwen_kernel_sets(); *set; set++)
-		if (!strcmp(*set, "ref"))
-			continue;
-		else if (!qwen_kernel_set_usable(*set, why, sizeof(why)))
-			add_test(&list, *set, "SKIPPED, not on this processor", set_is_not_here, false);
-		else
-			for (size_t i = 0; i < N_SET_TESTS; i++)
-				add_test(&list, *set, set_tests[i].name, set_tests[i].run, true);
-	return _cmocka_run_group_tests("kernels", list.tests, list.n, NULL, NULL);
+	return run_sets("kernels", &list, set_tests, sizeof(set_tests) / sizeof(set_tests[0]));
 }
