@@ -37,8 +37,12 @@ $(BUILD)/%.o: %.c
 # neither reassociate nor fuse on its own.
 KERNEL_MATH = -O3 -fno-signed-zeros -fno-trapping-math -ffp-contract=off
 $(BUILD)/kernels/cpu/%.o: ENGINE_CFLAGS += $(KERNEL_MATH)
-$(BUILD)/kernels/cpu/cpu_avx2.o: ENGINE_CFLAGS += -mavx2 -mfma -mf16c
-$(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
+FOR_AVX2 = -mavx2 -mfma -mf16c
+FOR_AVX512 = $(FOR_AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+$(BUILD)/kernels/cpu/cpu_avx2.o: ENGINE_CFLAGS += $(FOR_AVX2)
+$(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += $(FOR_AVX512)
+$(BUILD)/kernels/cpu/cpu_avx512bf16.o: ENGINE_CFLAGS += $(FOR_AVX512) -mavx512bf16
+$(BUILD)/kernels/cpu/cpu_amx.o: ENGINE_CFLAGS += $(FOR_AVX512) -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8
 
 -include $(ENGINE_OBJ:.o=.d)
 

@@ -46,7 +46,7 @@ add_model_options(option_list *list, qwen_model_options *model, model_numbers *n
 	const qwen_cli_option common[] = {
 		{"device-map", 0, "MAP", "where the model goes: auto, cpu", &model->device_map, NULL},
 		{"dtype", 0, "TYPE", "auto (the checkpoint's), bfloat16, float16, float32", &model->dtype, NULL},
-		{"kernels", 0, "SET", "auto, ref, portable, avx2, avx512", &model->kernels, NULL},
+		{"kernels", 0, "SET", "auto, ref, portable, avx2, avx512, avx512bf16, amx", &model->kernels, NULL},
 		{"kv-memory", 0, "SIZE", "memory for the KV cache, e.g. 2GiB (default: auto)", &numbers->kv_memory, NULL},
 		{"max-model-len", 0, "N", "tokens of one sequence (default: the model's)", &numbers->max_model_len, NULL},
 		{"max-sequences", 0, "N", "sequences decoded at once (default: 256)", &numbers->max_sequences, NULL},

@@ -18,9 +18,8 @@ print_sets(const char *chosen)
 		char why[128] = "";
 		bool usable = qwen_kernel_set_usable(*set, why, sizeof(why));
 
-		printf("kernels    %-9s %s%s\n", *set, usable ? "usable" : why, !strcmp(*set, chosen) ? ", chosen" : "");
+		printf("kernels    %-10s %s%s\n", *set, usable ? "usable" : why, !strcmp(*set, chosen) ? ", chosen" : "");
 	}
-	printf("kernels    %-9s not in this build\n", "amx");
 }
 
 /* Measured, not looked up: what this machine gives now, other load included. */

@@ -27,7 +27,7 @@ import tarfile
 import tempfile
 
 DATA = pathlib.Path(__file__).resolve().parent / "data"
-KERNELS = ("ref", "portable", "avx2", "avx512")
+KERNELS = ("ref", "portable", "avx2", "avx512", "avx512bf16", "amx")
 REFUSED = ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe")
 
 
