@@ -117,7 +117,7 @@ load(const qwen_config *config, const changes *c, const char *dtype, qwen_device
 	scratch_open(&s);
 	write_model(&s, c);
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, err), *err);
-	rc = qwen_weights_plan(config, checkpoint, dev, dtype, w, &plan, err);
+	rc = qwen_weights_plan(config, checkpoint, dev, &(qwen_model_options){.dtype = dtype}, w, &plan, err);
 	if (rc == QWEN_OK)
 	{
 		rc = qwen_weights_load(plan, checkpoint, dev, NULL, NULL, err);
@@ -318,7 +318,7 @@ truncated_weights_name_file_and_byte(void **state)
 	scratch_open(&s);
 	write_model(&s, &(changes){.prefix = "model.", .dtype = "BF16"});
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
-	assert_ok(qwen_weights_plan(&small, checkpoint, dev, "auto", &w, &plan, &err), err);
+	assert_ok(qwen_weights_plan(&small, checkpoint, dev, &(qwen_model_options){0}, &w, &plan, &err), err);
 	assert_int_equal(truncate(scratch_path(&s, "model.safetensors", path), 1500), 0);
 	assert_int_equal(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), QWEN_IO);
 	assert_non_null(strstr(err.message, "model.safetensors"));
