@@ -18,7 +18,8 @@ print_sets(const char *chosen)
 		char why[128] = "";
 		bool usable = qwen_kernel_set_usable(*set, why, sizeof(why));
 
-		printf("kernels    %-10s %s%s\n", *set, usable ? "usable" : why, !strcmp(*set, chosen) ? ", chosen" : "");
+		printf("kernels    %-10s %s%s%s\n", *set, usable ? "usable" : "skipped: ", why,
+			   !strcmp(*set, chosen) ? ", chosen" : "");
 	}
 }
 
@@ -26,11 +27,11 @@ print_sets(const char *chosen)
 static void
 print_rates(qwen_device *dev)
 {
-	static const qwen_dtype types[] = {QWEN_F32, QWEN_F16, QWEN_BF16};
+	static const qwen_dtype types[] = {QWEN_F32, QWEN_F16, QWEN_BF16, QWEN_INT8, QWEN_INT4};
 
 	printf("bandwidth  %.1f GB/s read, %d threads\n", qwen_measure_bandwidth(dev->n_threads) / 1e9, dev->n_threads);
 	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
-		printf("matrix     %.0f GFLOP/s, weights %s, %s kernels\n", qwen_measure_matrix(dev, types[i]) / 1e9,
+		printf("matrix     %.0f Gop/s, weights %s, %s kernels\n", qwen_measure_matrix(dev, types[i]) / 1e9,
 			   qwen_dtype_name(types[i]), dev->ops->name);
 }
 
