@@ -205,7 +205,13 @@ qwen_model_close(qwen_model *m)
 	free(m);
 }
 
-/* ---- what callers may know ---- */
+/* ---- what callers may use and know ---- */
+
+void
+qwen_model_loop(qwen_model *m, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
+{
+	m->dev->ops->loop(m->dev, n, grain, fn, arg);
+}
 
 const qwen_config *
 qwen_model_config(const qwen_model *m)

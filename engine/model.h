@@ -57,4 +57,10 @@ const char *qwen_model_kv_dtype(const qwen_model *model);     /* of the cache: "
  */
 qwen_status qwen_model_forward(qwen_model *model, const qwen_batch *batch, float *logits, qwen_error *err);
 
+/*
+ * Calls fn for the items [0, n) on the threads of the device, in pieces of at most grain, and returns when all are done.
+ * Not while qwen_model_forward runs.
+ */
+void qwen_model_loop(qwen_model *model, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg);
+
 #endif
