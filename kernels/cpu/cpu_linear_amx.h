@@ -41,9 +41,9 @@
 #include "cpu_tile.h"
 
 /* Rows of a block: two tiles. */
-#define PAIR_ROWS (2 * TILE_ROWS)
+#define PAIR_ROWS (2 * AMX_ROWS)
 /* Bytes of a tile. */
-#define TILE_BYTES (TILE_ROWS * TILE_ROW_BYTES)
+#define AMX_BYTES (AMX_ROWS * AMX_ROW_BYTES)
 /* Tiles along k of bfloat16 between two visits to `out`: two strips' part is 32 KiB. */
 #define BF16_STEPS 16
 /* Rows whose bfloat16 of that length stay in the second-level cache: 1 MiB. */
@@ -68,14 +68,14 @@ fetch_lines(const char *p, int64_t lines)
 static void
 configure_tiles(int64_t rows)
 {
-	uint8_t first = (uint8_t) (rows < TILE_ROWS ? rows : TILE_ROWS), second = (uint8_t) (rows - first);
+	uint8_t first = (uint8_t) (rows < AMX_ROWS ? rows : AMX_ROWS), second = (uint8_t) (rows - first);
 	tile_config config = {
 		.palette = 1,
-		.rows = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS},
+		.rows = {first, first, second, second, first, second, AMX_ROWS, AMX_ROWS},
 	};
 
-	for (int t = 0; t < N_TILES; t++)
-		config.row_bytes[t] = config.rows[t] ? TILE_ROW_BYTES : 0;
+	for (int t = 0; t < AMX_TILES; t++)
+		config.row_bytes[t] = config.rows[t] ? AMX_ROW_BYTES : 0;
 	tile_configure(&config);
 }
 
@@ -103,7 +103,7 @@ typedef struct bf16_part
 INLINE void
 bf16_begin(const bf16_part *p, bool two_tiles, bool two_strips)
 {
-	const char *from = (const char *) p->begin, *second = from + TILE_ROWS * p->begin_stride;
+	const char *from = (const char *) p->begin, *second = from + AMX_ROWS * p->begin_stride;
 
 	if (!from)
 	{
@@ -128,7 +128,7 @@ bf16_begin(const bf16_part *p, bool two_tiles, bool two_strips)
 INLINE void
 bf16_end(const bf16_part *p, bool two_tiles, bool two_strips)
 {
-	char *to = (char *) p->out, *second = to + TILE_ROWS * p->out_stride;
+	char *to = (char *) p->out, *second = to + AMX_ROWS * p->out_stride;
 
 	TILE_STORE(0, to, p->out_stride);
 	if (two_strips)
@@ -143,7 +143,7 @@ bf16_end(const bf16_part *p, bool two_tiles, bool two_strips)
 INLINE void
 bf16_block(const bf16_part *p, bool two_tiles, bool two_strips)
 {
-	const char *x = p->x, *second = p->x + TILE_ROWS * p->x_stride;
+	const char *x = p->x, *second = p->x + AMX_ROWS * p->x_stride;
 	const char *w = p->w, *ahead = p->ahead;
 	int64_t x_stride = p->x_stride, strip = p->strip, pace = p->pace, skip_step = p->skip_step, skip = p->skip;
 
@@ -170,7 +170,7 @@ bf16_block(const bf16_part *p, bool two_tiles, bool two_strips)
 		}
 		x += LINE;
 		second += LINE;
-		w += TILE_BYTES;
+		w += AMX_BYTES;
 		ahead += pace * LINE;
 	}
 	bf16_end(p, two_tiles, two_strips);
@@ -202,7 +202,7 @@ static amx_rows
 start_rows(int64_t row, int64_t end)
 {
 	configure_tiles(end - row < PAIR_ROWS ? end - row : PAIR_ROWS);
-	return (amx_rows){row, end, (end - row + PAIR_ROWS - 1) / PAIR_ROWS, end - row > TILE_ROWS};
+	return (amx_rows){row, end, (end - row + PAIR_ROWS - 1) / PAIR_ROWS, end - row > AMX_ROWS};
 }
 
 /* A strip's part from tile `step` on. */
@@ -210,7 +210,7 @@ static bf16_part
 bf16_part_of(const linear_job *job, int64_t strip, int64_t step, int64_t steps)
 {
 	int64_t k = padded_k(QWEN_BF16, job->w->k), size = (int64_t) strip_bytes(QWEN_BF16, k);
-	const char *w = (const char *) job->w->data + strip * size + step * TILE_BYTES;
+	const char *w = (const char *) job->w->data + strip * size + step * AMX_BYTES;
 
 	return (bf16_part){
 		.x_stride = k * 2, .w = w, .strip = size, .steps = steps, .out_stride = job->w->n * 4, .ahead = w};
@@ -221,8 +221,8 @@ static void
 fetch_along(bf16_part *p)
 {
 	p->ahead = p->w + FETCH_AHEAD;
-	p->pace = TILE_ROWS;
-	p->skip_step = p->steps - FETCH_AHEAD / TILE_BYTES;
+	p->pace = AMX_ROWS;
+	p->skip_step = p->steps - FETCH_AHEAD / AMX_BYTES;
 	p->skip = p->strip;
 }
 
@@ -230,10 +230,10 @@ fetch_along(bf16_part *p)
 static void
 fetch_share(bf16_part *p, const char *next, int64_t i, int64_t n)
 {
-	int64_t pace = (TILE_ROWS + n - 1) / n;
+	int64_t pace = (AMX_ROWS + n - 1) / n;
 
 	p->ahead = next + i * pace * p->steps * LINE;
-	p->pace = i * pace < TILE_ROWS ? pace : 0;
+	p->pace = i * pace < AMX_ROWS ? pace : 0;
 }
 
 /* Part p of two strips or one, whose first outputs are `strip`'s, for all rows; next is the part that follows or NULL. */
@@ -247,7 +247,7 @@ bf16_strips(const linear_job *job, const amx_rows *rows, bf16_part p, int64_t st
 	{
 		int64_t row = rows->row + i * PAIR_ROWS;
 
-		p.x = (const char *) job->narrow + row * p.x_stride + step * TILE_ROW_BYTES;
+		p.x = (const char *) job->narrow + row * p.x_stride + step * AMX_ROW_BYTES;
 		p.out = job->out + row * job->w->n + strip * STRIP;
 		p.begin = step ? p.out : job->bias ? job->bias + strip * STRIP : NULL;
 		p.begin_stride = step ? p.out_stride : 0;
@@ -323,7 +323,7 @@ INLINE void
 multiply_unit(const int_unit *unit, const char *x, int64_t x_stride, bool two_tiles, bool two_groups)
 {
 	unit_sums *sums = unit->sums;
-	const char *second = x + TILE_ROWS * x_stride;
+	const char *second = x + AMX_ROWS * x_stride;
 
 	TILE_LOAD(4, x, x_stride);
 	TILE_ZERO(0);
@@ -346,13 +346,13 @@ multiply_unit(const int_unit *unit, const char *x, int64_t x_stride, bool two_ti
 		TILE_ZERO(3);
 		TILE_MULTIPLY_INT8(3, 5, 7);
 	}
-	TILE_STORE(0, (*sums)[0], TILE_ROW_BYTES);
+	TILE_STORE(0, (*sums)[0], AMX_ROW_BYTES);
 	if (two_tiles)
-		TILE_STORE(2, (*sums)[0][TILE_ROWS], TILE_ROW_BYTES);
+		TILE_STORE(2, (*sums)[0][AMX_ROWS], AMX_ROW_BYTES);
 	if (two_groups)
-		TILE_STORE(1, (*sums)[1], TILE_ROW_BYTES);
+		TILE_STORE(1, (*sums)[1], AMX_ROW_BYTES);
 	if (two_groups && two_tiles)
-		TILE_STORE(3, (*sums)[1][TILE_ROWS], TILE_ROW_BYTES);
+		TILE_STORE(3, (*sums)[1][AMX_ROWS], AMX_ROW_BYTES);
 }
 
 /* The unit's sums, scaled as quant.h says, into its rows' outputs. */
@@ -397,7 +397,7 @@ scale_any_unit(const int_unit *unit, qwen_dtype dtype)
 INLINE void
 unpack_group(char *bytes, const char *w)
 {
-	for (int i = 0; i < TILE_ROWS / 2; i++)
+	for (int i = 0; i < AMX_ROWS / 2; i++)
 	{
 		vi both = vi_load(w + i * LINE), low = both & 0x0f0f0f0f, high = both >> 4 & 0x0f0f0f0f;
 
@@ -421,11 +421,10 @@ typedef struct int_strip
 INLINE void
 load_groups(const int_strip *at, qwen_dtype dtype)
 {
-	int64_t size = (int64_t) strip_bytes(dtype, at->job->w->k),
-			bytes = dtype == QWEN_INT4 ? TILE_BYTES / 2 : TILE_BYTES;
+	int64_t size = (int64_t) strip_bytes(dtype, at->job->w->k), bytes = dtype == QWEN_INT4 ? AMX_BYTES / 2 : AMX_BYTES;
 	int64_t from = at->group * bytes;
 	const char *w = at->w + from;
-	_Alignas(64) char unpacked[2][TILE_BYTES];
+	_Alignas(64) char unpacked[2][AMX_BYTES];
 
 	fetch_lines(w + FETCH_AHEAD + (from + FETCH_AHEAD < size ? 0 : size), at->groups * bytes / LINE);
 	if (dtype == QWEN_INT4)
@@ -436,7 +435,7 @@ load_groups(const int_strip *at, qwen_dtype dtype)
 	}
 	TILE_LOAD(6, w, LINE);
 	if (at->groups == 2)
-		TILE_LOAD(7, w + TILE_BYTES, LINE);
+		TILE_LOAD(7, w + AMX_BYTES, LINE);
 }
 
 /*

@@ -26,9 +26,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define TILE_ROWS 16
-#define TILE_ROW_BYTES 64
-#define N_TILES 8
+#define AMX_ROWS 16
+#define AMX_ROW_BYTES 64
+#define AMX_TILES 8
 
 /* What LDTILECFG reads. */
 typedef struct tile_config
@@ -81,7 +81,7 @@ tile_configure(const tile_config *config)
 typedef struct tile_state
 {
 	tile_config config; /* all zero: not configured */
-	_Alignas(64) uint32_t tiles[N_TILES][TILE_ROWS][TILE_ROW_BYTES / 4];
+	_Alignas(64) uint32_t tiles[AMX_TILES][AMX_ROWS][AMX_ROW_BYTES / 4];
 } tile_state;
 
 static _Thread_local tile_state tile_registers;
@@ -101,8 +101,8 @@ tile_configure(const tile_config *config)
 
 	tile_check(config->palette == 1 && config->start_row == 0 && !memcmp(config->reserved, zero, sizeof(zero)));
 	for (int t = 0; t < 16; t++)
-		tile_check(config->rows[t] <= TILE_ROWS && config->row_bytes[t] <= TILE_ROW_BYTES &&
-				   !config->rows[t] == !config->row_bytes[t] && (t < N_TILES || !config->rows[t]));
+		tile_check(config->rows[t] <= AMX_ROWS && config->row_bytes[t] <= AMX_ROW_BYTES &&
+				   !config->rows[t] == !config->row_bytes[t] && (t < AMX_TILES || !config->rows[t]));
 	tile_registers = (tile_state){.config = *config};
 }
 
