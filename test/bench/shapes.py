@@ -47,7 +47,8 @@ def tensors(config):
     """Name and shape of every tensor, in the order of the forward pass."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     dim = head_dim(config)
-    q, kv = config["num_attention_heads"] * dim, (config.get("num_key_value_heads") or config["num_attention_heads"]) * dim
+    heads = config["num_attention_heads"]
+    q, kv = heads * dim, (config.get("num_key_value_heads") or heads) * dim
     biased = config["model_type"] == "qwen2"
     yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
     for i in range(config["num_hidden_layers"]):
