@@ -291,8 +291,8 @@ def table_line(runs, row):
 
 
 def print_table(runs, rows):
-    print("Tokens a second: median (lowest .. highest). The floor is what the best bandwidth and product rates allow that\n"
-          "that were measured in these runs; beside it what holds it.\n")
+    print("Tokens a second: median (lowest .. highest). The floor is what the best bandwidth and rates of\n"
+          "products allow that were measured in these runs; beside it what holds it.\n")
     print("| model | work | format | qwen | best peer | ratio | bar | floor | of floor |")
     print("|---|---|---|---|---|---|---|---|---|")
     for model, form, work in rows:
