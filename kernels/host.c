@@ -8,7 +8,6 @@
  */
 #include "host.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -83,12 +82,6 @@ qwen_host_no_scratch(const qwen_device *dev, int32_t rows, int64_t k)
 	return 0;
 }
 
-size_t
-qwen_host_matrix_bytes(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k)
-{
-	return (size_t) n * (size_t) k * qwen_dtype_bytes(dtype);
-}
-
 void
 qwen_widen(float *dst, const void *src, qwen_dtype source, int64_t n)
 {
@@ -102,51 +95,6 @@ qwen_widen(float *dst, const void *src, qwen_dtype source, int64_t n)
 	else
 		for (int64_t i = 0; i < n; i++)
 			dst[i] = qwen_f16_float(half[i]);
-}
-
-static float
-element(const void *src, qwen_dtype source, int64_t i)
-{
-	float f;
-
-	qwen_widen(&f, (const char *) src + (size_t) i * qwen_dtype_bytes(source), source, 1);
-	return f;
-}
-
-/* dst[n] = src[n] as float16; false when a finite value becomes infinite. */
-static bool
-narrow_to_f16(uint16_t *dst, const void *src, qwen_dtype source, int64_t n)
-{
-	bool fits = true;
-
-	for (int64_t i = 0; i < n; i++)
-	{
-		float f = element(src, source, i);
-
-		dst[i] = qwen_float_f16(f);
-		fits &= (dst[i] & 0x7fff) != 0x7c00 || isinf(f);
-	}
-	return fits;
-}
-
-bool
-qwen_host_matrix_upload(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
-						qwen_dtype source)
-{
-	size_t size = qwen_dtype_bytes(m->dtype);
-	char *dst = (char *) m->data + (size_t) row * (size_t) m->k * size;
-	int64_t n = n_rows * m->k;
-
-	if (m->dtype == source)
-		memcpy(dst, src, (size_t) n * size);
-	else if (m->dtype == QWEN_F32)
-		qwen_widen((float *) dst, src, source, n);
-	else if (m->dtype == QWEN_F16)
-		return narrow_to_f16((uint16_t *) dst, src, source, n);
-	else
-		for (int64_t i = 0; i < n; i++)
-			((uint16_t *) dst)[i] = qwen_float_bf16(element(src, source, i));
-	return true;
 }
 
 bool

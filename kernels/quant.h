@@ -40,11 +40,13 @@ qwen_bf16_up(float f)
 	return (uint16_t) ((qwen_float_bits(f) + 0xffff) >> 16);
 }
 
-/* The greatest bfloat16 that is not above f. */
+/* The greatest bfloat16 that is not above f; zero has no sign, as the least of several zeros would be any of them. */
 static inline uint16_t
 qwen_bf16_down(float f)
 {
-	return f < 0 ? (uint16_t) (qwen_bf16_up(-f) | 0x8000) : (uint16_t) (qwen_float_bits(f) >> 16);
+	if (f < 0)
+		return (uint16_t) (qwen_bf16_up(-f) | 0x8000);
+	return f > 0 ? (uint16_t) (qwen_float_bits(f) >> 16) : 0;
 }
 
 /* x rounded to the nearest integer in [lo, hi], ties to even; NaN gives lo. */

@@ -23,8 +23,9 @@
  * Sixteen steps of bfloat16 or int8 are at the same time one AMX tile (16 rows
  * of 64 bytes: 32 x 16 or 64 x 16 elements), so vectors and tiles read the same
  * bytes.  A product streams a strip from front to back, for one row of
- * activations as for many.  Rows beyond n and elements beyond k are zero, as
- * allocated; int4's minimum there is zero too, or meets an activation that is.
+ * activations as for many, and may take strips in fours, so that as many are
+ * allocated.  Rows beyond n and elements beyond k are zero, as allocated;
+ * int4's minimum there is zero too, or meets an activation that is.
  *
  * Activations that a product narrows first (dev->scratch) are row-major,
  * zero-filled up to k':
@@ -42,6 +43,8 @@
 #include "../kernels.h"
 
 #define STRIP 16
+/* Strips are stored in multiples of this. */
+#define STRIPS_STORED 4
 
 /* A product in progress, as the parts that each set brings see it. */
 typedef struct linear_job
@@ -111,7 +114,7 @@ strip_bytes(qwen_dtype dtype, int64_t k)
 static inline size_t
 packed_bytes(qwen_dtype dtype, int64_t n, int64_t k)
 {
-	return (size_t) (round_up(n, STRIP) / STRIP) * strip_bytes(dtype, k);
+	return (size_t) (round_up(n, STRIP * STRIPS_STORED) / STRIP) * strip_bytes(dtype, k);
 }
 
 #endif

@@ -10,6 +10,10 @@
 
 #include "../kernels.h"
 
+qwen_dtype qwen_ref_matrix_dtype(const qwen_device *dev, qwen_dtype wanted);
+size_t qwen_ref_matrix_bytes(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
+bool qwen_ref_matrix_upload(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
+							qwen_dtype source);
 void qwen_ref_embed(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
 void qwen_ref_add_rmsnorm(qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w,
 						  int32_t n, int64_t h, float eps);
