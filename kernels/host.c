@@ -3,8 +3,9 @@
  *	  Device memory of the processors whose memory is the process's own.
  *
  * Large allocations are mapped, so that zeroed memory costs nothing until it
- * is touched and the kernel may back it with huge pages; small ones come from
- * the heap, where sanitizers watch them.
+ * is touched, the kernel may back it with huge pages, and its pages come from
+ * all of a machine's memory; small ones come from the heap, where sanitizers
+ * watch them.
  */
 #include "host.h"
 
@@ -13,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "convert.h"
+#include "numa.h"
 
 #define MAP_THRESHOLD ((size_t) 1 << 20)
 #define ALIGNMENT 64
@@ -28,6 +30,7 @@ qwen_host_alloc(qwen_device *dev, size_t bytes)
 		if (p == MAP_FAILED)
 			return NULL;
 		madvise(p, bytes, MADV_HUGEPAGE); /* advice: refusal costs speed alone */
+		qwen_numa_interleave(p, bytes);
 		return p;
 	}
 	if (posix_memalign(&p, ALIGNMENT, bytes ? bytes : 1) != 0)
