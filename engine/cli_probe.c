@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../kernels/cpu/cpu_units.h"
 #include "cli.h"
 #include "measure.h"
 #include "memory.h"
@@ -31,8 +32,14 @@ print_rates(qwen_device *dev)
 
 	printf("bandwidth  %.1f GB/s read, %d threads\n", qwen_measure_bandwidth(dev->n_threads) / 1e9, dev->n_threads);
 	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
-		printf("matrix     %.0f Gop/s, weights %s, %s kernels\n", qwen_measure_matrix(dev, types[i]) / 1e9,
-			   qwen_dtype_name(types[i]), dev->ops->name);
+	{
+		double unit = qwen_unit_rate(dev, types[i]);
+
+		printf("matrix     %.0f Gop/s", qwen_measure_matrix(dev, types[i]) / 1e9);
+		if (unit > 0)
+			printf(" of the unit's %.0f", unit / 1e9);
+		printf(", weights %s, %s kernels\n", qwen_dtype_name(types[i]), dev->ops->name);
+	}
 }
 
 int

@@ -124,10 +124,10 @@ qwen_measure_bandwidth(int n_threads)
 /* ---- matrix rate ---- */
 
 /* Shape of the measured product: the weights stay in the second-level cache, and the rows are as many as in prefill. */
-#define MATRIX_N 512
+#define MATRIX_N 1024
 #define MATRIX_K 512
 #define MATRIX_ROWS 512
-#define MATRIX_RUNS 60
+#define MATRIX_RUNS 40
 
 /* What a product needs. */
 typedef struct product

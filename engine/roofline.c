@@ -10,17 +10,27 @@
  */
 #include "roofline.h"
 
+#include "../kernels/cpu/cpu_units.h"
 #include "measure.h"
 #include "model_internal.h"
+
+/* Of the unit itself, or of the device's own products where that is not known. */
+static double
+best_rate(qwen_device *dev, qwen_dtype dtype)
+{
+	double unit = qwen_unit_rate(dev, dtype);
+
+	return unit > 0 ? unit : qwen_measure_matrix(dev, dtype);
+}
 
 /* Attention multiplies floats or bfloat16, whichever the device is faster at. */
 void
 qwen_rates_measure(qwen_rates *rates, const qwen_model *m)
 {
-	double f32 = qwen_measure_matrix(m->dev, QWEN_F32), bf16 = qwen_measure_matrix(m->dev, QWEN_BF16);
+	double f32 = best_rate(m->dev, QWEN_F32), bf16 = best_rate(m->dev, QWEN_BF16);
 
 	rates->bandwidth = qwen_measure_bandwidth(m->dev->n_threads);
-	rates->linear = qwen_measure_matrix(m->dev, m->weights.layers[0].qkv.dtype);
+	rates->linear = best_rate(m->dev, m->weights.layers[0].qkv.dtype);
 	rates->attention = f32 > bf16 ? f32 : bf16;
 }
 

@@ -7,6 +7,7 @@
 
 #include "engine/model_internal.h"
 #include "engine/roofline.h"
+#include "kernels/cpu/cpu_units.h"
 
 #define LAYERS 28
 #define MATRICES (1024.0 * (2 * 2048 + 2 * 1024 + 3 * 3072) * LAYERS) /* elements of all layers: 440,401,920 */
@@ -88,6 +89,25 @@ the_longer_of_moving_and_computing_counts(void **state)
 	assert_true(qwen_work_seconds(&work, &(qwen_rates){0}) == 0);
 }
 
+/* Whatever they are: that the loops end, and leave the program as it was. */
+static void
+units_of_every_set_can_be_measured(void **state)
+{
+	for (const char *const *set = qwen_kernel_sets(); *set; set++)
+	{
+		char why[128];
+		qwen_device *dev;
+
+		if (!qwen_kernel_set_usable(*set, why, sizeof(why)))
+			continue;
+		dev = qwen_device_open("cpu", *set, 2, why, sizeof(why));
+		assert_non_null(dev);
+		for (qwen_dtype dtype = QWEN_F32; dtype <= QWEN_INT4; dtype++)
+			assert_true(qwen_unit_rate(dev, dtype) > 0 || !strstr("avx2 avx512 avx512bf16", *set));
+		qwen_device_close(dev);
+	}
+}
+
 int
 main(void)
 {
@@ -97,6 +117,7 @@ main(void)
 		cmocka_unit_test(pieces_of_a_prompt_do_the_work_of_the_whole),
 		cmocka_unit_test(an_embedding_apart_from_the_head_is_not_read),
 		cmocka_unit_test(the_longer_of_moving_and_computing_counts),
+		cmocka_unit_test(units_of_every_set_can_be_measured),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
