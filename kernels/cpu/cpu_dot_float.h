@@ -94,11 +94,11 @@ float_tile(const linear_job *job, const dot_block *block, const dot_place *at, i
 INLINE void
 bf16_tile(const linear_job *job, const dot_block *block, const dot_place *at, int ns, int mr)
 {
-	int64_t k = padded_k(QWEN_BF16, job->w->k);
+	int64_t row = narrow_stride(QWEN_BF16, job->w->k);
 	size_t strip = block->strip_bytes;
 	const char *w = (const char *) job->w->data + (size_t) at->strip * strip + block->begin * 64;
 	const char *ahead = w + at->ahead;
-	const uint16_t *x = (const uint16_t *) job->narrow + at->row * k + block->begin * 2;
+	const uint16_t *x = (const uint16_t *) job->narrow + at->row * row + block->begin * 2;
 	vf sum[DOT_STRIPS][DOT_ROWS][SV];
 	dot_outputs outputs;
 
@@ -114,7 +114,7 @@ bf16_tile(const linear_job *job, const dot_block *block, const dot_place *at, in
 #pragma GCC unroll 8
 		for (int b = 0; b < mr; b++)
 		{
-			vi xv = vi_set4(x + b * k);
+			vi xv = vi_set4(x + b * row);
 
 #pragma GCC unroll 4
 			for (int a = 0; a < ns; a++)

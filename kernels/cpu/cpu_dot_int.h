@@ -283,14 +283,14 @@ add_group(vf out[][DOT_ROWS][SV], vi sum[][DOT_ROWS][SV], const char *scales, si
 INLINE void
 int_tile(const linear_job *job, const dot_block *block, const dot_place *at, int ns, int mr, qwen_dtype dtype)
 {
-	int64_t k = padded_k(dtype, job->w->k), groups = k / QWEN_GROUP;
+	int64_t k = padded_k(dtype, job->w->k), groups = k / QWEN_GROUP, row = narrow_stride(dtype, k);
 	int64_t group = block->begin, group_bytes = QWEN_GROUP * STRIP / (dtype == QWEN_INT4 ? 2 : 1);
 	const char *base = (const char *) job->w->data + (size_t) at->strip * block->strip_bytes;
 	const char *w = base + group * group_bytes;
 	const char *scales = base + strip_element_bytes(dtype, k) + group * (dtype == QWEN_INT4 ? 64 : 32);
 	int_cursor c = {
-		w, w + at->ahead, (const int8_t *) job->narrow + at->row * k + group * QWEN_GROUP, block->strip_bytes,
-		k, block->pace};
+		w,   w + at->ahead, (const int8_t *) job->narrow + at->row * row + group * QWEN_GROUP, block->strip_bytes,
+		row, block->pace};
 	vf out[DOT_STRIPS][DOT_ROWS][SV];
 	dot_outputs outputs;
 
@@ -300,6 +300,9 @@ int_tile(const linear_job *job, const dot_block *block, const dot_place *at, int
 		const int32_t *x_sums = job->sums + at->row * groups + group;
 		vi sum[DOT_STRIPS][DOT_ROWS][SV];
 
+#ifdef SCALESAHEAD
+		prefetch(scales + SCALESAHEAD, c.strip, ns);
+#endif
 		if (dtype == QWEN_INT8)
 			byte_group(sum, &c, x_sums, groups, ns, mr);
 		else

@@ -28,10 +28,11 @@
  * int4's minimum there is zero too, or meets an activation that is.
  *
  * Activations that a product narrows first (dev->scratch) are row-major,
- * zero-filled up to k':
+ * zero-filled up to k'.  A row takes k'' elements, an odd number of cache lines: tiles read the same columns of many
+ * rows, which must not all fall into the same few sets of a cache.
  *
- *	  for bfloat16	[rows][k'] bfloat16
- *	  for int8, int4	[rows][k'] int8, then [rows][k' / 64] float scales, then [rows][k' / 64] int32 sums of the
+ *	  for bfloat16	[rows][k''] bfloat16
+ *	  for int8, int4	[rows][k''] int8, then [rows][k' / 64] float scales, then [rows][k' / 64] int32 sums of the
  *					group's q
  */
 #ifndef QWEN_CPU_LAYOUT_H
@@ -54,7 +55,7 @@ typedef struct linear_job
 	const float *bias; /* [n] or NULL */
 	const float *x;    /* [rows, k] as it came */
 	int64_t rows;
-	const void *narrow;  /* [rows, k'] bfloat16 or int8: x narrowed as above, where the set multiplies it so */
+	const void *narrow;  /* [rows, k''] bfloat16 or int8: x narrowed as above, where the set multiplies it so */
 	const float *scales; /* [rows, k' / 64] of int8 */
 	const int32_t *sums; /* [rows, k' / 64] of int8 */
 } linear_job;
@@ -79,6 +80,15 @@ padded_k(qwen_dtype dtype, int64_t k)
 		default:
 			return k;
 	}
+}
+
+/* k'' of the description above. */
+static inline int64_t
+narrow_stride(qwen_dtype dtype, int64_t k)
+{
+	int64_t line = dtype == QWEN_BF16 ? 32 : 64;
+
+	return (padded_k(dtype, k) / line | 1) * line;
 }
 
 /* Bytes of a strip's elements. */

@@ -212,8 +212,12 @@ bf16_part_of(const linear_job *job, int64_t strip, int64_t step, int64_t steps)
 	int64_t k = padded_k(QWEN_BF16, job->w->k), size = (int64_t) strip_bytes(QWEN_BF16, k);
 	const char *w = (const char *) job->w->data + strip * size + step * AMX_BYTES;
 
-	return (bf16_part){
-		.x_stride = k * 2, .w = w, .strip = size, .steps = steps, .out_stride = job->w->n * 4, .ahead = w};
+	return (bf16_part){.x_stride = narrow_stride(QWEN_BF16, k) * 2,
+					   .w = w,
+					   .strip = size,
+					   .steps = steps,
+					   .out_stride = job->w->n * 4,
+					   .ahead = w};
 }
 
 /* One pair of tiles, or less, is all rows: the strips are fetched further on, and then the next two. */
@@ -447,7 +451,7 @@ multiply_groups(const int_strip *at, unit_sums sums[2], int_unit *waiting, bool 
 				qwen_dtype dtype)
 {
 	const linear_job *job = at->job;
-	int64_t k = padded_k(dtype, job->w->k), x_groups = k / QWEN_GROUP;
+	int64_t k = padded_k(dtype, job->w->k), x_groups = k / QWEN_GROUP, stride = narrow_stride(dtype, k);
 	int64_t per_group = dtype == QWEN_INT4 ? 2 * STRIP : STRIP;
 
 	load_groups(at, dtype);
@@ -464,7 +468,8 @@ multiply_groups(const int_strip *at, unit_sums sums[2], int_unit *waiting, bool 
 			.x_groups = x_groups,
 		};
 
-		multiply_unit(&unit, (const char *) job->narrow + row * k + at->group * QWEN_GROUP, k, two_tiles, two_groups);
+		multiply_unit(&unit, (const char *) job->narrow + row * stride + at->group * QWEN_GROUP, stride, two_tiles,
+					  two_groups);
 		scale_any_unit(waiting, dtype);
 		*waiting = unit;
 	}

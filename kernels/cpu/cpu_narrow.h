@@ -16,8 +16,9 @@ typedef struct narrow_job
 	const float *x; /* [rows, k] */
 	int64_t k;
 	int64_t padded;  /* k' of the type */
-	uint16_t *halfs; /* [rows, k'] */
-	int8_t *q;       /* [rows, k'] */
+	int64_t stride;  /* k'' */
+	uint16_t *halfs; /* [rows, k''] */
+	int8_t *q;       /* [rows, k''] */
 	float *scales;   /* [rows, k' / 64] */
 	int32_t *sums;   /* [rows, k' / 64] */
 } narrow_job;
@@ -31,11 +32,11 @@ narrows(qwen_dtype dtype)
 static size_t
 narrow_bytes(qwen_dtype dtype, int64_t rows, int64_t k)
 {
-	int64_t padded = padded_k(dtype, k);
+	int64_t stride = narrow_stride(dtype, k), groups = padded_k(dtype, k) / QWEN_GROUP;
 
 	if (dtype == QWEN_BF16)
-		return (size_t) (rows * padded) * sizeof(uint16_t);
-	return (size_t) rows * (size_t) (padded + padded / QWEN_GROUP * (int64_t) (sizeof(float) + sizeof(int32_t)));
+		return (size_t) (rows * stride) * sizeof(uint16_t);
+	return (size_t) rows * (size_t) (stride + groups * (int64_t) (sizeof(float) + sizeof(int32_t)));
 }
 
 static size_t
@@ -58,7 +59,7 @@ quantize_piece(void *arg, int64_t begin, int64_t end)
 		for (int64_t g = 0; g < groups; g++)
 		{
 			int64_t i = g * QWEN_GROUP, n = job->k - i < QWEN_GROUP ? job->k - i : QWEN_GROUP;
-			int8_t *q = job->q + t * job->padded + i;
+			int8_t *q = job->q + t * job->stride + i;
 
 			job->scales[t * groups + g] =
 				quantize_activations(job->x + t * job->k + i, (int) n, q, &job->sums[t * groups + g]);
@@ -75,7 +76,7 @@ halve_piece(void *arg, int64_t begin, int64_t end)
 	for (int64_t t = begin; t < end; t++)
 	{
 		const float *x = job->x + t * job->k;
-		uint16_t *out = job->halfs + t * job->padded;
+		uint16_t *out = job->halfs + t * job->stride;
 		int64_t i = 0;
 
 		for (; i + VL <= job->k; i += VL)
@@ -90,8 +91,8 @@ halve_piece(void *arg, int64_t begin, int64_t end)
 static void
 narrow_inputs(qwen_device *dev, linear_job *job)
 {
-	int64_t k = job->w->k, padded = padded_k(job->w->dtype, k);
-	narrow_job narrow = {.x = job->x, .k = k, .padded = padded};
+	int64_t k = job->w->k, padded = padded_k(job->w->dtype, k), stride = narrow_stride(job->w->dtype, k);
+	narrow_job narrow = {.x = job->x, .k = k, .padded = padded, .stride = stride};
 
 	if (!narrows(job->w->dtype))
 		return;
@@ -101,7 +102,7 @@ narrow_inputs(qwen_device *dev, linear_job *job)
 	else
 	{
 		narrow.q = dev->scratch;
-		job->scales = narrow.scales = (float *) (narrow.q + job->rows * padded);
+		job->scales = narrow.scales = (float *) (narrow.q + job->rows * stride);
 		job->sums = narrow.sums = (int32_t *) (narrow.scales + job->rows * (padded / QWEN_GROUP));
 	}
 	qwen_pool_run(dev->priv, job->rows, row_grain(k), narrow.q ? quantize_piece : halve_piece, &narrow);
