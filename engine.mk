@@ -56,7 +56,7 @@ $(BUILD)/unit/%: test/unit/%.c $(wildcard test/unit/*.h) $(BUILD)/libqwen.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< $(BUILD)/libqwen.a $(ENGINE_LIBS) -lcmocka
 
-.PHONY: unit unit-asan
+.PHONY: unit unit-asan unit-tiles
 unit: $(UNIT_BIN)
 	CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(UNIT_BIN)
 
@@ -64,6 +64,13 @@ SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-fram
 
 unit-asan:
 	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan ENGINE_OPT='-O1 -g' ENGINE_EXTRA='$(SANITIZE)' unit
+
+# The set for AMX on a model of its tiles, which any processor with AVX-512 and BF16 can run: the tests that reach it.
+TILE_TESTS = kernels attention tiles forward
+
+unit-tiles:
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/tiles ENGINE_EXTRA=-DQWEN_EMULATE_TILES \
+		UNIT_BIN='$(TILE_TESTS:%=$(BUILD)/tiles/unit/test_%)' $(BUILD)/tiles/qwen-engine unit
 
 # ---- fuzz targets: test/fuzz/fuzz_NAME.c over test/fuzz/corpus/NAME ----
 
