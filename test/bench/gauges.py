@@ -1,5 +1,8 @@
 """gauges.py: two measures beside tokens a second: how long copying a model's files takes at least, and what an engine
-does that has nothing to do."""
+does that has nothing to do.
+
+    python3 test/bench/gauges.py DIR    prints the seconds that copying takes
+"""
 import mmap
 import os
 import pathlib
@@ -7,6 +10,7 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 
@@ -26,7 +30,8 @@ def copy_seconds(folder):
 def _copy_file(path):
     size = path.stat().st_size
     threads = len(os.sched_getaffinity(0))
-    with open(path, "rb", buffering=0) as file, mmap.mmap(-1, size) as memory:
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory gets no huge pages
+    with open(path, "rb", buffering=0) as file, mmap.mmap(-1, size, flags=private) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         share = -(-size // threads)
         view = memoryview(memory)
@@ -117,3 +122,7 @@ def idle_share(program, root):
         return (server.busy_seconds() - busy) / (time.monotonic() - begin)
     finally:
         server.close()
+
+
+if __name__ == "__main__":
+    print(copy_seconds(sys.argv[1]))
