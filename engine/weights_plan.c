@@ -338,9 +338,10 @@ float_dtype(const qwen_slot *slot, const choice *c)
 }
 
 /*
- * Vocabulary rows are quantised to int8 at most: an error in a layer is one of many that average out, one in a row of
- * the head changes that token's logit and nothing corrects it.  An embedding apart from the head costs no time, as only
- * a few of its rows are read, but at int8 it loses nothing that can be measured and takes half the memory.
+ * Rows of the vocabulary are quantised to int8 at most: an error in a layer is one of many that average out, one in a
+ * row of the head changes that token's logit and nothing corrects it.  On the demo model int4 layers cost a divergence of
+ * 0.054 nats, and 0.116 with an int4 head.  An embedding apart from the head costs no time, as only a few of its rows are
+ * read, but at int8 it loses nothing that can be measured and takes half the memory.
  */
 static qwen_dtype
 stored_dtype(const qwen_weights *w, const qwen_matrix *m, const choice *c)
