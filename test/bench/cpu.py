@@ -201,8 +201,11 @@ class Tuning:
             tried = []
             for settings in peer.settings():
                 progress("trying", name, settings)
-                tried.append((peer.measure(model, form, work, settings)[0], settings))
-            self.known[name] = max(tried)
+                try:
+                    tried.append((peer.measure(model, form, work, settings)[0], settings))
+                except RuntimeError as error:
+                    progress(error)
+            self.known[name] = max(tried, default=(0, ""))
             self.path.write_text(json.dumps(self.known, indent=1))
         return self.known[name]
 
@@ -217,7 +220,8 @@ def plan(engine, peers, tuning, rows):
             peer.prepare(model, form)
             tried.append((*tuning.best(peer, model, form, work), peer))
         best = max((value for value, _, _ in tried), default=0)
-        sides.append([(engine, None)] + [(peer, settings) for value, settings, peer in tried if value >= CLOSE * best])
+        sides.append([(engine, None)] + [(peer, settings) for value, settings, peer in tried
+                                         if value and value >= CLOSE * best])
     return sides
 
 
@@ -231,7 +235,11 @@ def measure(runs, rows, sides, rounds, deadline):
                 if time.monotonic() > deadline:
                     progress("time is over")
                     return
-                value, details = side.measure(model, form, work, settings)
+                try:
+                    value, details = side.measure(model, form, work, settings)
+                except RuntimeError as error:  # the others go on
+                    progress(error)
+                    continue
                 progress(f"{i + 1}/{rounds} {model} {form} {work.name}: {side.name} {value:.1f} {settings or ''}")
                 runs.add(side=side.name, row=list(key(model, form, work)), value=value, settings=settings,
                          details=details)
