@@ -16,8 +16,8 @@
  * Activations are quantised anew in each product, row by row and group by
  * group: x = q s, q in -127 .. 127, s = max |x| / 127 as float.  The integer
  * sums of a group are exact, and every set adds the groups in order by
- * sum = fma(sum_of_group, d s, sum), with m s sum(q) first for int4: the
- * same bits wherever there is a fused multiply-add.
+ * sum = fma(sum_of_group, d s, sum), for int4 after sum = fma(m, s sum(q), sum):
+ * the same bits wherever there is a fused multiply-add.
  *
  * A cache of int8 has one scale for each token, kv head and side: max |x| / 127
  * as float.

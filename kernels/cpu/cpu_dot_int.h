@@ -17,6 +17,8 @@
 
 /* Steps of int4 after which its sums must be emptied. */
 #define NIBBLE_STEPS (VL == 8 ? 4 : QWEN_GROUP / 8)
+/* Bytes of scales that are asked for before their use: two to four groups. */
+#define SCALES_AHEAD 128
 /* What is added to int8 weights before they are multiplied. */
 #define BYTE_OFFSET (VL == 16 ? 128 : 0)
 
@@ -251,10 +253,10 @@ nibble_group(vi sum[][DOT_ROWS][SV], int_cursor *c, int ns, int mr)
 
 /* ---- the tile ---- */
 
-/* out += (d s) sum, for int4 after (m s) sum(q); scales[0..] of strip a are at scales + a strip. */
+/* out += (d s) sum, for int4 after m (s sum(q)); scales[0..] of strip a are at scales + a strip. */
 INLINE void
 add_group(vf out[][DOT_ROWS][SV], vi sum[][DOT_ROWS][SV], const char *scales, size_t strip, const float *s,
-		  const int32_t *x_sums, int64_t stride, int ns, int mr, qwen_dtype dtype)
+		  const float *shifts, int64_t stride, int ns, int mr, qwen_dtype dtype)
 {
 #pragma GCC unroll 4
 	for (int a = 0; a < ns; a++)
@@ -272,7 +274,7 @@ add_group(vf out[][DOT_ROWS][SV], vi sum[][DOT_ROWS][SV], const char *scales, si
 				{
 					vf m = vf_load_as(scales + (size_t) a * strip, STRIP + v * VL, QWEN_BF16);
 
-					out[a][b][v] = vf_fma(m * sv, vf_set((float) x_sums[b * stride]), out[a][b][v]);
+					out[a][b][v] = vf_fma(m, vf_set(shifts[b * stride]), out[a][b][v]);
 				}
 				out[a][b][v] = vf_fma(__builtin_convertvector(sum[a][b][v], vf), d * sv, out[a][b][v]);
 			}
@@ -297,17 +299,16 @@ int_tile(const linear_job *job, const dot_block *block, const dot_place *at, int
 	load_sums(job, block, at, &outputs, out, ns, mr);
 	for (; group < block->end; group++)
 	{
-		const int32_t *x_sums = job->sums + at->row * groups + group;
+		int64_t first = at->row * groups + group;
 		vi sum[DOT_STRIPS][DOT_ROWS][SV];
 
-#ifdef SCALESAHEAD
-		prefetch(scales + SCALESAHEAD, c.strip, ns);
-#endif
+		prefetch(scales + SCALES_AHEAD, c.strip, ns);
 		if (dtype == QWEN_INT8)
-			byte_group(sum, &c, x_sums, groups, ns, mr);
+			byte_group(sum, &c, job->sums + first, groups, ns, mr);
 		else
 			nibble_group(sum, &c, ns, mr);
-		add_group(out, sum, scales, c.strip, job->scales + at->row * groups + group, x_sums, groups, ns, mr, dtype);
+		add_group(out, sum, scales, c.strip, job->scales + first, dtype == QWEN_INT4 ? job->shifts + first : NULL,
+				  groups, ns, mr, dtype);
 		scales += dtype == QWEN_INT4 ? 64 : 32;
 	}
 	store_sums(job, block, at, &outputs, out, ns, mr);

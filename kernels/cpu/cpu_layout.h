@@ -32,8 +32,9 @@
  * rows, which must not all fall into the same few sets of a cache.
  *
  *	  for bfloat16	[rows][k''] bfloat16
- *	  for int8, int4	[rows][k''] int8, then [rows][k' / 64] float scales, then [rows][k' / 64] int32 sums of the
+ *	  for int8		[rows][k''] int8, then [rows][k' / 64] float scales, then [rows][k' / 64] int32 sums of the
  *					group's q
+ *	  for int4		the same, with floats, scale times sum, in the sums' place
  */
 #ifndef QWEN_CPU_LAYOUT_H
 #define QWEN_CPU_LAYOUT_H
@@ -57,7 +58,8 @@ typedef struct linear_job
 	int64_t rows;
 	const void *narrow;  /* [rows, k''] bfloat16 or int8: x narrowed as above, where the set multiplies it so */
 	const float *scales; /* [rows, k' / 64] of int8 */
-	const int32_t *sums; /* [rows, k' / 64] of int8 */
+	const int32_t *sums; /* [rows, k' / 64]: sums of a group's q, where the weights are int8 */
+	const float *shifts; /* [rows, k' / 64]: the same times the scale, where they are int4 */
 } linear_job;
 
 static inline int64_t

@@ -54,6 +54,8 @@
 #define CHUNK_BYTES (512 * 1024)
 /* How far ahead of the tiles a strip is fetched: with two strips under way, more than the memory's latency takes. */
 #define FETCH_AHEAD 4096
+/* The same for the scales behind a strip's elements: 4 groups of int4, 8 of int8. */
+#define TABLES_AHEAD 256
 #define LINE 64
 
 /* Asks for `lines` lines in the second-level cache. Any address will do. */
@@ -318,8 +320,8 @@ typedef struct int_unit
 	int groups;            /* 1 or 2; 0: there is no unit */
 	const uint16_t *d;     /* [groups][STRIP], or for int4 [groups][2][STRIP] with the minima */
 	const float *x_scales; /* of the first row and group */
-	const int32_t *x_sums;
-	int64_t x_groups; /* from one row's to the next row's */
+	const float *shifts;   /* the same, for int4 */
+	int64_t x_groups;      /* from one row's to the next row's */
 } int_unit;
 
 /* Tiles 0 and 1: the first 16 rows' products of the two groups; 2 and 3: the other rows'; 6 and 7: the groups' weights. */
@@ -364,7 +366,6 @@ INLINE void
 scale_unit(const int_unit *unit, int groups, qwen_dtype dtype)
 {
 	const float *s = unit->x_scales;
-	const int32_t *x_sums = unit->x_sums;
 	vf d[2], m[2];
 
 #pragma GCC unroll 2
@@ -373,7 +374,7 @@ scale_unit(const int_unit *unit, int groups, qwen_dtype dtype)
 		d[g] = vf_load_as(unit->d, g * (dtype == QWEN_INT4 ? 2 * STRIP : STRIP), QWEN_BF16);
 		m[g] = dtype == QWEN_INT4 ? vf_load_as(unit->d, (2 * g + 1) * STRIP, QWEN_BF16) : vf_set(0);
 	}
-	for (int64_t r = 0; r < unit->rows; r++, s += unit->x_groups, x_sums += unit->x_groups)
+	for (int64_t r = 0; r < unit->rows; r++, s += unit->x_groups)
 	{
 		vf out = vf_load(unit->out + r * STRIP);
 
@@ -381,7 +382,7 @@ scale_unit(const int_unit *unit, int groups, qwen_dtype dtype)
 		for (int g = 0; g < groups; g++)
 		{
 			if (dtype == QWEN_INT4)
-				out = vf_fma(m[g] * vf_set(s[g]), vf_set((float) x_sums[g]), out);
+				out = vf_fma(m[g], vf_set(unit->shifts[r * unit->x_groups + g]), out);
 			out = vf_fma(__builtin_convertvector(vi_load((*unit->sums)[g][r]), vf), d[g] * vf_set(s[g]), out);
 		}
 		vf_store(unit->out + r * STRIP, out);
@@ -421,16 +422,26 @@ typedef struct int_strip
 	int groups;
 } int_strip;
 
+/* What the groups need beside their elements. */
+INLINE const uint16_t *
+group_scales(const int_strip *at, qwen_dtype dtype)
+{
+	const uint16_t *scales = (const uint16_t *) (at->w + strip_element_bytes(dtype, at->job->w->k));
+
+	return scales + at->group * (dtype == QWEN_INT4 ? 2 * STRIP : STRIP);
+}
+
 /* Loads the groups' weights, and has the strip fetched further on. */
 INLINE void
 load_groups(const int_strip *at, qwen_dtype dtype)
 {
 	int64_t size = (int64_t) strip_bytes(dtype, at->job->w->k), bytes = dtype == QWEN_INT4 ? AMX_BYTES / 2 : AMX_BYTES;
 	int64_t from = at->group * bytes;
-	const char *w = at->w + from;
+	const char *w = at->w + from, *scales = (const char *) group_scales(at, dtype);
 	_Alignas(64) char unpacked[2][AMX_BYTES];
 
 	fetch_lines(w + FETCH_AHEAD + (from + FETCH_AHEAD < size ? 0 : size), at->groups * bytes / LINE);
+	fetch_lines(scales + TABLES_AHEAD, dtype == QWEN_INT4 ? 2 : 1);
 	if (dtype == QWEN_INT4)
 	{
 		for (int g = 0; g < at->groups; g++)
@@ -452,7 +463,6 @@ multiply_groups(const int_strip *at, unit_sums sums[2], int_unit *waiting, bool 
 {
 	const linear_job *job = at->job;
 	int64_t k = padded_k(dtype, job->w->k), x_groups = k / QWEN_GROUP, stride = narrow_stride(dtype, k);
-	int64_t per_group = dtype == QWEN_INT4 ? 2 * STRIP : STRIP;
 
 	load_groups(at, dtype);
 	for (int64_t row = at->rows->row; row < at->rows->end; row += PAIR_ROWS)
@@ -462,9 +472,9 @@ multiply_groups(const int_strip *at, unit_sums sums[2], int_unit *waiting, bool 
 			.out = at->out + (row - at->rows->row) * STRIP,
 			.rows = at->rows->end - row < PAIR_ROWS ? at->rows->end - row : PAIR_ROWS,
 			.groups = at->groups,
-			.d = (const uint16_t *) (at->w + strip_element_bytes(dtype, k)) + at->group * per_group,
+			.d = group_scales(at, dtype),
 			.x_scales = job->scales + row * x_groups + at->group,
-			.x_sums = job->sums + row * x_groups + at->group,
+			.shifts = dtype == QWEN_INT4 ? job->shifts + row * x_groups + at->group : NULL,
 			.x_groups = x_groups,
 		};
 

@@ -20,7 +20,8 @@ typedef struct narrow_job
 	uint16_t *halfs; /* [rows, k''] */
 	int8_t *q;       /* [rows, k''] */
 	float *scales;   /* [rows, k' / 64] */
-	int32_t *sums;   /* [rows, k' / 64] */
+	int32_t *sums;   /* [rows, k' / 64] or NULL */
+	float *shifts;   /* [rows, k' / 64] or NULL */
 } narrow_job;
 
 static bool
@@ -60,10 +61,15 @@ quantize_piece(void *arg, int64_t begin, int64_t end)
 		{
 			int64_t i = g * QWEN_GROUP, n = job->k - i < QWEN_GROUP ? job->k - i : QWEN_GROUP;
 			int8_t *q = job->q + t * job->stride + i;
+			int32_t sum;
+			float scale = quantize_activations(job->x + t * job->k + i, (int) n, q, &sum);
 
-			job->scales[t * groups + g] =
-				quantize_activations(job->x + t * job->k + i, (int) n, q, &job->sums[t * groups + g]);
 			memset(q + n, 0, (size_t) (QWEN_GROUP - n));
+			job->scales[t * groups + g] = scale;
+			if (job->sums)
+				job->sums[t * groups + g] = sum;
+			else
+				job->shifts[t * groups + g] = scale * (float) sum;
 		}
 }
 
@@ -103,7 +109,10 @@ narrow_inputs(qwen_device *dev, linear_job *job)
 	{
 		narrow.q = dev->scratch;
 		job->scales = narrow.scales = (float *) (narrow.q + job->rows * stride);
-		job->sums = narrow.sums = (int32_t *) (narrow.scales + job->rows * (padded / QWEN_GROUP));
+		if (job->w->dtype == QWEN_INT8)
+			job->sums = narrow.sums = (int32_t *) (narrow.scales + job->rows * (padded / QWEN_GROUP));
+		else
+			job->shifts = narrow.shifts = narrow.scales + job->rows * (padded / QWEN_GROUP);
 	}
 	qwen_pool_run(dev->priv, job->rows, row_grain(k), narrow.q ? quantize_piece : halve_piece, &narrow);
 }

@@ -338,7 +338,7 @@ add_group(float sum, const float *w, const float *x, int n, qwen_dtype dtype)
 		inputs += qx[i];
 	}
 	if (dtype == QWEN_INT4)
-		sum = fmaf(qwen_bf16_float(m) * s, (float) inputs, sum);
+		sum = fmaf(qwen_bf16_float(m), s * (float) inputs, sum);
 	return fmaf((float) products, d * s, sum);
 }
 
