@@ -55,8 +55,8 @@ typedef struct kernel_set
 	int needs;     /* of the features above */
 	unsigned xcr0; /* bits that must be set */
 	bool threaded;
-	bool tiles;         /* the process must ask for their state */
-	const char *vendor; /* "auto" takes the set on this one's processors alone; NULL: on all */
+	bool tiles;     /* the process must ask for their state */
+	bool amd_alone; /* "auto" takes the set on processors of AMD alone */
 } kernel_set;
 
 /*
@@ -71,7 +71,7 @@ static const kernel_set sets[] = {
 #else
 	{"amx", &qwen_ops_amx, NEEDS_AMX, XCR0_TILES, .threaded = true, .tiles = true},
 #endif
-	{"avx512bf16", &qwen_ops_avx512bf16, NEEDS_AVX512BF16, XCR0_AVX512, .threaded = true, .vendor = "AuthenticAMD"},
+	{"avx512bf16", &qwen_ops_avx512bf16, NEEDS_AVX512BF16, XCR0_AVX512, .threaded = true, .amd_alone = true},
 	{"avx512", &qwen_ops_avx512, NEEDS_AVX512, XCR0_AVX512, .threaded = true},
 	{"avx2", &qwen_ops_avx2, NEEDS_AVX2, XCR0_AVX, .threaded = true},
 	{"portable", &qwen_ops_portable, 0, 0, .threaded = true},
@@ -85,16 +85,6 @@ has_feature(const cpu_feature *f)
 	unsigned r[4] = {0};
 
 	return __get_cpuid_count(f->leaf, f->subleaf, &r[0], &r[1], &r[2], &r[3]) && (r[f->reg] >> f->bit & 1);
-}
-
-static bool
-is_vendor(const char *vendor)
-{
-	unsigned max;
-	char name[13] = {0};
-
-	__cpuid(0, max, *(unsigned *) name, *(unsigned *) (name + 8), *(unsigned *) (name + 4));
-	return !strcmp(name, vendor);
 }
 
 static unsigned
@@ -154,7 +144,8 @@ find_set(const char *name, char *why, size_t whylen)
 	bool any = !strcmp(name, "auto");
 
 	for (const kernel_set *set = sets; set < sets + N_SETS; set++)
-		if (any ? (!set->vendor || is_vendor(set->vendor)) && set_usable(set, why, whylen) : !strcmp(name, set->name))
+		if (any ? (!set->amd_alone || __builtin_cpu_is("amd")) && set_usable(set, why, whylen)
+				: !strcmp(name, set->name))
 			return set;
 	snprintf(why, whylen,
 			 "there are no kernels \"%.32s\"; known are auto, amx, avx512bf16, avx512, avx2, portable and ref", name);
