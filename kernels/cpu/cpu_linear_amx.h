@@ -1,6 +1,6 @@
 /*
  * cpu_linear_amx.h
- *	  Matrix products on tiles. Included by cpu_linear.h in the set that has
+ *	  Matrix products on tiles. Included by cpu_kernels.h in the set that has
  *	  them; the layout of weights and activations is cpu_layout.h's.
  *
  * A tile of activations is 16 rows of 64 bytes of the narrowed array as it
@@ -21,21 +21,22 @@
  * the same bits as without tiles.  A unit is up to two tiles of rows by a strip
  * by two groups.  Its products are started before the unit before it is
  * scaled: one hides behind the other.  Nibbles become bytes once for all rows
- * of a block of ROW_BLOCK.
+ * of a block of INT_ROWS.
  *
- * What binds on Sapphire Rapids, in cycles, counted from the instructions' port
- * use and the manual's throughputs.  These are floors: this file has not yet
- * run on such a processor.
+ * What binds on Sapphire Rapids, in cycles, counted from the code that comes
+ * out and the published throughputs: two loads and one store of 64 bytes, two
+ * operations on 64 bytes in a cycle, 16 cycles for a product of full tiles.
+ * These are floors.  This file has not yet run on such a processor.
  *
- *	  bfloat16, 32 rows x 32 outputs x 32 of k: 4 TDPBF16PS of 16 = 64 bind; 4 tile loads take 32 of the load ports,
- *	  and half of them come from the second-level cache at 32 bytes a cycle.  Every BF16_STEPS of these 4 tiles are
- *	  stored (64) and loaded (32), some 10 % if nothing of it is hidden.
- *	  int8, 16 rows x 16 outputs x 64 of k: a row costs a conversion, a multiplication and a multiply-add on two ports,
- *	  24 for the tile, which binds; the product takes 16, its store and half of the sums' 24 of the store port, loads
- *	  25.  It is 1.5 times the tile unit's own time, and a quarter of what VNNI would take.
- *	  int4: one more multiply-add for the minimum, 32.
- *	  Up to 16 rows: weights come from memory, a tile in some 150 cycles at 19 GB/s a core; loads and products of it
- *	  take 16, and the work per row only counts the rows that there are.
+ *	  bfloat16, 32 rows x 32 outputs x 32 of k: four products, 64, bind.  Their four tile loads take 32 of the load
+ *	  ports, and the rows' half of them comes from the second-level cache at 32 bytes a cycle.  After BF16_STEPS of
+ *	  these, 4 tiles are stored and 4 loaded: 96 to 1024, if nothing of it is hidden.
+ *	  int8, 16 rows x 16 outputs x 64 of k: the product takes 16; conversion, multiplication and multiply-add of each
+ *	  row 24; loads 25 to 28 (rows 8, products 8, outputs 4, scales 5 to 8, weights 1 with 128 rows); stores 24.  So
+ *	  some 26, where VNNI needs 128 + 24.
+ *	  int4: one multiply-add and one load more, 32; two groups are unpacked in some 50, with 128 rows 3 for each tile.
+ *	  Up to 16 rows: weights come from memory, a tile of int8 or bfloat16 in some 150 at 19 GB/s a core, of int4 in
+ *	  75.  Loads and product of it take 16, unpacking 25, and the vectors' part counts the rows that there are.
  */
 
 #include "cpu_tile.h"
@@ -52,7 +53,7 @@
 #define INT_ROWS 128
 /* Bytes of strips that stay in the second-level cache while blocks of rows pass. */
 #define CHUNK_BYTES (512 * 1024)
-/* How far ahead of the tiles a strip is fetched: with two strips under way, more than the memory's latency takes. */
+/* How far ahead of the tiles a strip is fetched: two strips under way are more than the memory's latency takes. */
 #define FETCH_AHEAD 4096
 /* The same for the scales behind a strip's elements: 4 groups of int4, 8 of int8. */
 #define TABLES_AHEAD 256
