@@ -67,22 +67,87 @@ fetch_lines(const char *p, int64_t lines)
 		_mm_prefetch(p + i * LINE, _MM_HINT_T1);
 }
 
-/* Sizes for blocks of `rows` <= PAIR_ROWS rows. Tiles 2, 3 and 5 have none, and must not be used, up to 16 rows. */
+/*
+ * Sizes for blocks of `rows` <= PAIR_ROWS rows and steps of `depth` words of 32 bits along k.  Tiles 0, 1 and 4 have the
+ * first 16 rows, 2, 3 and 5 the others and, where there are none, no size: they must not be used then.
+ */
 static void
-configure_tiles(int64_t rows)
+configure_tiles(int64_t rows, int depth)
 {
 	uint8_t first = (uint8_t) (rows < AMX_ROWS ? rows : AMX_ROWS), second = (uint8_t) (rows - first);
 	tile_config config = {
 		.palette = 1,
-		.rows = {first, first, second, second, first, second, AMX_ROWS, AMX_ROWS},
+		.rows = {first, first, second, second, first, second, (uint8_t) depth, (uint8_t) depth},
 	};
 
 	for (int t = 0; t < AMX_TILES; t++)
-		config.row_bytes[t] = config.rows[t] ? AMX_ROW_BYTES : 0;
+		config.row_bytes[t] = !config.rows[t] ? 0 : (uint16_t) (t == 4 || t == 5 ? 4 * depth : AMX_ROW_BYTES);
 	tile_configure(&config);
 }
 
 /* ---- bfloat16 ---- */
+
+/* Tiles 0 and 1: the first 16 rows by the two strips; 2 and 3: the other rows. */
+INLINE void
+zero_tiles(bool two_tiles)
+{
+	TILE_ZERO(0);
+	TILE_ZERO(1);
+	if (two_tiles)
+	{
+		TILE_ZERO(2);
+		TILE_ZERO(3);
+	}
+}
+
+INLINE void
+load_tiles(const char *from, int64_t stride, bool two_tiles, bool two_strips)
+{
+	const char *second = from + AMX_ROWS * stride;
+
+	TILE_LOAD(0, from, stride);
+	if (two_strips)
+		TILE_LOAD(1, from + AMX_ROW_BYTES, stride);
+	if (two_tiles)
+		TILE_LOAD(2, second, stride);
+	if (two_tiles && two_strips)
+		TILE_LOAD(3, second + AMX_ROW_BYTES, stride);
+}
+
+INLINE void
+store_tiles(char *to, int64_t stride, bool two_tiles, bool two_strips)
+{
+	char *second = to + AMX_ROWS * stride;
+
+	TILE_STORE(0, to, stride);
+	if (two_strips)
+		TILE_STORE(1, to + AMX_ROW_BYTES, stride);
+	if (two_tiles)
+		TILE_STORE(2, second, stride);
+	if (two_tiles && two_strips)
+		TILE_STORE(3, second + AMX_ROW_BYTES, stride);
+}
+
+/* Adds the products of rows x by the next tile of one strip, a, and of the other, b. */
+INLINE void
+multiply_tiles(const char *x, int64_t x_stride, const char *a, const char *b, bool two_tiles, bool two_strips)
+{
+	TILE_LOAD(6, a, AMX_ROW_BYTES);
+	TILE_LOAD(4, x, x_stride);
+	TILE_MULTIPLY_BF16(0, 4, 6);
+	if (two_tiles)
+	{
+		TILE_LOAD(5, x + AMX_ROWS * x_stride, x_stride);
+		TILE_MULTIPLY_BF16(2, 5, 6);
+	}
+	if (two_strips)
+	{
+		TILE_LOAD(7, b, AMX_ROW_BYTES);
+		TILE_MULTIPLY_BF16(1, 4, 7);
+	}
+	if (two_strips && two_tiles)
+		TILE_MULTIPLY_BF16(3, 5, 7);
+}
 
 /* Up to two strips' part along k, and up to 32 rows of activations and of outputs. */
 typedef struct bf16_part
@@ -102,81 +167,28 @@ typedef struct bf16_part
 	int64_t skip;         /* ... so many bytes further */
 } bf16_part;
 
-/* Tiles 0 and 1: the first 16 rows by the two strips; 2 and 3: the other rows. */
-INLINE void
-bf16_begin(const bf16_part *p, bool two_tiles, bool two_strips)
-{
-	const char *from = (const char *) p->begin, *second = from + AMX_ROWS * p->begin_stride;
-
-	if (!from)
-	{
-		TILE_ZERO(0);
-		TILE_ZERO(1);
-		if (two_tiles)
-		{
-			TILE_ZERO(2);
-			TILE_ZERO(3);
-		}
-		return;
-	}
-	TILE_LOAD(0, from, p->begin_stride);
-	if (two_strips)
-		TILE_LOAD(1, from + LINE, p->begin_stride);
-	if (two_tiles)
-		TILE_LOAD(2, second, p->begin_stride);
-	if (two_tiles && two_strips)
-		TILE_LOAD(3, second + LINE, p->begin_stride);
-}
-
-INLINE void
-bf16_end(const bf16_part *p, bool two_tiles, bool two_strips)
-{
-	char *to = (char *) p->out, *second = to + AMX_ROWS * p->out_stride;
-
-	TILE_STORE(0, to, p->out_stride);
-	if (two_strips)
-		TILE_STORE(1, to + LINE, p->out_stride);
-	if (two_tiles)
-		TILE_STORE(2, second, p->out_stride);
-	if (two_tiles && two_strips)
-		TILE_STORE(3, second + LINE, p->out_stride);
-}
-
-/* 4 and 5: activations; 6 and 7: weights. */
 INLINE void
 bf16_block(const bf16_part *p, bool two_tiles, bool two_strips)
 {
-	const char *x = p->x, *second = p->x + AMX_ROWS * p->x_stride;
-	const char *w = p->w, *ahead = p->ahead;
+	const char *x = p->x, *w = p->w, *ahead = p->ahead;
 	int64_t x_stride = p->x_stride, strip = p->strip, pace = p->pace, skip_step = p->skip_step, skip = p->skip;
 
-	bf16_begin(p, two_tiles, two_strips);
+	if (p->begin)
+		load_tiles((const char *) p->begin, p->begin_stride, two_tiles, two_strips);
+	else
+		zero_tiles(two_tiles);
 	for (int64_t step = 0, steps = p->steps; step < steps; step++)
 	{
 		ahead += step == skip_step ? skip : 0;
-		TILE_LOAD(6, w, LINE);
-		TILE_LOAD(4, x, x_stride);
-		TILE_MULTIPLY_BF16(0, 4, 6);
-		if (two_tiles)
-		{
-			TILE_LOAD(5, second, x_stride);
-			TILE_MULTIPLY_BF16(2, 5, 6);
-		}
+		multiply_tiles(x, x_stride, w, w + strip, two_tiles, two_strips);
 		fetch_lines(ahead, pace);
 		if (two_strips)
-		{
-			TILE_LOAD(7, w + strip, LINE);
-			TILE_MULTIPLY_BF16(1, 4, 7);
-			if (two_tiles)
-				TILE_MULTIPLY_BF16(3, 5, 7);
 			fetch_lines(ahead + strip, pace);
-		}
-		x += LINE;
-		second += LINE;
+		x += AMX_ROW_BYTES;
 		w += AMX_BYTES;
 		ahead += pace * LINE;
 	}
-	bf16_end(p, two_tiles, two_strips);
+	store_tiles((char *) p->out, p->out_stride, two_tiles, two_strips);
 }
 
 static void
@@ -204,7 +216,7 @@ typedef struct amx_rows
 static amx_rows
 start_rows(int64_t row, int64_t end)
 {
-	configure_tiles(end - row < PAIR_ROWS ? end - row : PAIR_ROWS);
+	configure_tiles(end - row < PAIR_ROWS ? end - row : PAIR_ROWS, AMX_ROWS);
 	return (amx_rows){row, end, (end - row + PAIR_ROWS - 1) / PAIR_ROWS, end - row > AMX_ROWS};
 }
 
