@@ -3,8 +3,8 @@
  *	  Reading the planned tensors onto the device.
  *
  * Tensors are cut into units of some hundred rows, in the order of the files.
- * The device's threads take one unit after the other, read it into a buffer
- * of their own and have the device convert, quantise and pack it from there:
+ * The device's threads take runs of them, read each into a buffer of their
+ * own and have the device convert, quantise and pack it from there:
  * the buffer is small enough to stay in the core's cache, and host memory
  * beside the weights stays bounded whatever the size of a tensor.  Which
  * thread takes which unit is a matter of chance, the result is not: units
@@ -21,6 +21,11 @@
 #define UNIT_BYTES ((size_t) 512 << 10)
 /* The most that a unit may have when rows are so long that UNIT_ROWS of them do not fit UNIT_BYTES. */
 #define UNIT_MAX_BYTES ((size_t) 4 << 20)
+/*
+ * Units that a thread takes at a time.  Neighbours share huge pages of the destination, and two threads that touch one
+ * for the first time at once both clear it, one for nothing: that must happen seldom.
+ */
+#define RUN_UNITS 16
 /* Rows that devices like to get together: units begin and end at multiples of it where they can. */
 #define UNIT_ROWS 16
 
@@ -193,7 +198,7 @@ account(loader *l, const unit *u, qwen_status rc, const qwen_error *err)
 	pthread_mutex_unlock(&l->lock);
 }
 
-/* A qwen_loop_fn: one item a thread, which is the number of its buffer. It takes units until there are none. */
+/* A qwen_loop_fn: one item a thread, which is the number of its buffer. It takes runs of units until there are none. */
 static void
 load_units(void *arg, int64_t begin, int64_t end)
 {
@@ -204,12 +209,14 @@ load_units(void *arg, int64_t begin, int64_t end)
 		char *staging = l->staging + (size_t) i * l->staging_bytes;
 		long long at;
 
-		while (!atomic_load(&l->failed) && (at = atomic_fetch_add(&l->next, 1)) < l->n_units)
-		{
-			qwen_error err;
+		while ((at = atomic_fetch_add(&l->next, RUN_UNITS)) < l->n_units)
+			for (int k = 0; k < RUN_UNITS && at + k < l->n_units && !atomic_load(&l->failed); k++)
+			{
+				const unit *u = &l->units[at + k];
+				qwen_error err;
 
-			account(l, &l->units[at], load_unit(l, &l->units[at], staging, &err), &err);
-		}
+				account(l, u, load_unit(l, u, staging, &err), &err);
+			}
 	}
 }
 
