@@ -6,7 +6,7 @@
 Models are of random weights in the true shapes (make_checkpoint), kept with everything else in --cache. A peer is a
 folder with llama-bench, llama-batched-bench and llama-quantize; it gets the same weights as GGUF, in its own formats of
 as many bits. Which of its settings are best for a row is tried once and remembered in the cache; with several peers
-only those go on that come within a twentieth of the best one of that row.
+only those go on that come within 15 % of the best one of that row.
 
 Sides take turns: in a round every row is measured once by each. Rounds are repeated until there are --rounds or the
 --minutes are over. Every run is appended to runs.jsonl in the cache as soon as it is done, so a run that was
@@ -38,7 +38,7 @@ PEER_FORMATS = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 DECODE = 48
 PROMPT, GENERATED = 128, 16  # of each of several sequences
 WARM_UP = 16  # tokens of a prompt before the one that counts
-CLOSE = 0.95  # of the best peer: the others that are measured in full
+CLOSE = 0.85  # of the best peer: the others that are measured in full
 
 
 @dataclasses.dataclass(frozen=True)
