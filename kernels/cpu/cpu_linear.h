@@ -36,8 +36,8 @@
 #endif
 /* Bytes of a quad that stay in a core's second-level cache while the rows pass. */
 #define BLOCK_BYTES (256 * 1024)
-/* Bytes of each strip that are asked for before their use, when one tile holds all rows. */
-#define AHEAD_BYTES 1024
+/* Bytes of the strips under way that are asked for before their use, when one tile holds all rows. */
+#define AHEAD_BYTES 8192
 
 /* A range of columns, counted in steps of floats or in groups. */
 typedef struct dot_block
@@ -242,18 +242,18 @@ units_of(const qwen_matrix *w)
 }
 
 /*
- * The end of the block that begins at unit `begin`.  With one tile, the last units of a strip are a block of their own,
- * during which the beginning of the next quad is prefetched.
+ * The end of the block that begins at unit `begin`.  With one tile, the last `ahead` bytes of a strip are a block of
+ * their own, during which the beginning of the next quad is prefetched.
  */
 static int64_t
-block_end(const dot_units *units, int64_t begin, int64_t tiles)
+block_end(const dot_units *units, int64_t begin, int64_t tiles, int64_t ahead)
 {
 	int64_t most = BLOCK_BYTES / DOT_STRIPS / units->bytes;
 	int64_t blocks = (units->n + most - 1) / most;
 	int64_t even = blocks > 0 ? (units->n + blocks - 1) / blocks : 0;
 
 	if (tiles == 1)
-		return begin == 0 && units->n > AHEAD_BYTES / units->bytes ? units->n - AHEAD_BYTES / units->bytes : units->n;
+		return begin == 0 && units->n > ahead / units->bytes ? units->n - ahead / units->bytes : units->n;
 	return begin + even < units->n ? begin + even : units->n;
 }
 
@@ -276,18 +276,19 @@ quad_product(const linear_job *job, int64_t strip)
 {
 	dot_units units = units_of(job->w);
 	int64_t tiles = (job->rows + DOT_ROWS - 1) / DOT_ROWS;
+	int64_t ahead = tiles == 1 ? AHEAD_BYTES / dot_strips((int) job->rows) : 0;
 	int64_t begin = 0;
 
 	do
 	{
-		dot_block block = {.begin = begin, .end = block_end(&units, begin, tiles)};
+		dot_block block = {.begin = begin, .end = block_end(&units, begin, tiles, ahead)};
 		int64_t bytes = (block.end - begin) * units.bytes;
 
 		block.first = begin == 0;
 		block.last = block.end == units.n;
 		block.strip_bytes = strip_bytes(job->w->dtype, job->w->k);
 		block.next = block.last   ? DOT_STRIPS * (int64_t) block.strip_bytes - begin * units.bytes
-					 : tiles == 1 ? AHEAD_BYTES
+					 : tiles == 1 ? ahead
 								  : bytes;
 		block.pace = (units.step_bytes + tiles - 1) / tiles;
 		quad_block(job, &block, strip, tiles, bytes);
