@@ -30,7 +30,9 @@
 /* Words from one row of scores to the next; not a power of two, which would put all rows into the same cache sets. */
 #define SCORE_STRIDE (SPAN + STRIP)
 /* With fewer tiles for each thread the spans are handed out by themselves. */
-#define TILES_PER_THREAD 4
+#define ITEMS_PER_THREAD 4
+/* Kv heads of a tile, where there is enough to do: the pieces of memory that are read as one grow with them. */
+#define MAX_HEADS 4
 /* Floats of the results that wait: those of one tile at the least, and on the caller's stack. */
 #define WAITING_FLOATS 65536
 
@@ -42,19 +44,24 @@ typedef struct attention_job
 	const qwen_kv_layer *kv;
 	const qwen_batch *batch;
 	int32_t group;     /* query heads of a kv head */
+	int32_t max_heads; /* kv heads of a tile */
 	int32_t tile_rows; /* of the largest tile */
 	bool by_span;      /* an item is a span of a tile, not a tile */
 	int64_t first;     /* by span: the item that this round begins with */
 	float *waiting;    /* by span: results of the round, [items][result_floats] */
 } attention_job;
 
-/* Rows [first, first + n) of a sequence and kv head; row i is head i % group of the step's token i / group. */
+/*
+ * Rows [first, first + n) of a sequence for each of some kv heads; row i of a kv head is its query head i % group of the
+ * step's token i / group.  Several kv heads are taken together where a few rows alone would read small pieces of memory.
+ */
 typedef struct attention_tile
 {
 	const qwen_batch_seq *seq;
-	int32_t g;
+	int32_t g; /* the first kv head */
+	int32_t heads;
 	int32_t first;
-	int32_t n;
+	int32_t n; /* heads * n <= TILE_ROWS */
 } attention_tile;
 
 /* The result of a span, or of all spans so far, for the rows of a tile. */
@@ -65,20 +72,36 @@ typedef struct attention_result
 	float *out; /* [tile_rows][dim'] */
 } attention_result;
 
+/* Memory that is fetched while something else is computed: heads of blocks, one after the other, in pieces. */
+typedef struct fetch_list
+{
+	const char *const *blocks; /* [n], where the first head begins */
+	int n;
+	int heads;
+	int pieces; /* of a head */
+	int block;  /* the next piece */
+	int head;
+	int piece;
+} fetch_list;
+
 /* What the work on one tile needs. */
 typedef struct attention_work
 {
 	const attention_job *job;
 	attention_tile tile;
 	int64_t stride;             /* words of a row of queries */
-	const char *k[SPAN_BLOCKS]; /* the span's blocks, kv head g */
+	int n_blocks;               /* that the tile sees of the span */
+	const char *k[SPAN_BLOCKS]; /* the span's blocks, from the first kv head on */
 	const char *v[SPAN_BLOCKS];
-	const char *next[SPAN_BLOCKS];                          /* keys that will be wanted after these values */
+	const char *next[SPAN_BLOCKS]; /* keys that will be wanted after these values */
+	int n_next;
+	int next_heads;
+	fetch_list fetch;
 	float q_scale[TILE_ROWS];                               /* of int8's queries */
-	float p_scale[MAX_ROWS];                                /* of int8's weights */
-	_Alignas(64) uint32_t q[TILE_ROWS * QWEN_MAX_HEAD_DIM]; /* [n][stride] factors */
-	_Alignas(64) float scores[MAX_ROWS][SCORE_STRIDE];      /* then weights */
-	_Alignas(64) uint32_t p[MAX_ROWS][SCORE_STRIDE];        /* weights as factors, where those are not floats */
+	float p_scale[TILE_ROWS];                               /* of int8's weights */
+	_Alignas(64) uint32_t q[TILE_ROWS * QWEN_MAX_HEAD_DIM]; /* [rows][stride] factors */
+	_Alignas(64) float scores[TILE_ROWS][SCORE_STRIDE];     /* then weights */
+	_Alignas(64) uint32_t p[TILE_ROWS][SCORE_STRIDE];       /* weights as factors, where those are not floats */
 } attention_work;
 
 /* ---- numbers ---- */
@@ -147,10 +170,62 @@ narrow_to_bf16(uint32_t *out, const float *x, int64_t n)
 
 /* ---- scores ---- */
 
+/* Where a row of a tile stands in the step and in its sequence. */
+typedef struct row_place
+{
+	int64_t token;
+	int64_t head; /* query head */
+	int32_t position;
+} row_place;
+
+INLINE row_place
+find_row(const attention_job *job, const attention_tile *tile, int32_t row)
+{
+	int32_t i = tile->first + row % tile->n, token = i / job->group;
+
+	return (row_place){
+		.token = tile->seq->first_token + token,
+		.head = (int64_t) (tile->g + row / tile->n) * job->group + i % job->group,
+		.position = first_position(tile->seq) + token,
+	};
+}
+
 INLINE int32_t
 row_position(const attention_work *w, int32_t row)
 {
-	return first_position(w->tile.seq) + (w->tile.first + row) / w->job->group;
+	return find_row(w->job, &w->tile, row).position;
+}
+
+/* Bytes from the tile's first kv head to that of a row. */
+INLINE size_t
+row_offset(const attention_work *w, int32_t row, qwen_dtype dtype)
+{
+	return (size_t) (row / w->tile.n) * kv_head_bytes(dtype, w->job->heads->dim);
+}
+
+/* The next piece to fetch, or something that is there already. */
+INLINE const char *
+next_piece(fetch_list *f, const char *already, qwen_dtype dtype, int32_t dim)
+{
+	const char *head;
+	size_t at;
+
+	if (f->block >= f->n)
+		return already;
+	head = f->blocks[f->block] + (size_t) f->head * kv_head_bytes(dtype, dim);
+	at = kv_elements_bytes(dtype, dim) / (size_t) f->pieces * (size_t) f->piece;
+	if (dtype == QWEN_INT8 && f->piece == 0)
+		__builtin_prefetch(head + kv_elements_bytes(dtype, dim), 0, 2);
+	if (++f->piece == f->pieces)
+	{
+		f->piece = 0;
+		if (++f->head == f->heads)
+		{
+			f->head = 0;
+			f->block++;
+		}
+	}
+	return head + at;
 }
 
 /* The queries of the tile as factors. */
@@ -164,11 +239,10 @@ narrow_queries(attention_work *w, qwen_dtype dtype)
 	_Alignas(64) float x[QWEN_MAX_HEAD_DIM];
 
 	w->stride = padded * step_words(dtype) / kv_depth(dtype);
-	for (int32_t i = 0; i < w->tile.n; i++)
+	for (int32_t i = 0; i < w->tile.heads * w->tile.n; i++)
 	{
-		int64_t token = w->tile.seq->first_token + (w->tile.first + i) / w->job->group;
-		int64_t head = (int64_t) w->tile.g * w->job->group + (w->tile.first + i) % w->job->group;
-		const float *q = w->job->qkv + token * qkv_width(heads) + head * dim;
+		row_place at = find_row(w->job, &w->tile, i);
+		const float *q = w->job->qkv + at.token * qkv_width(heads) + at.head * dim;
 		uint32_t *out = w->q + i * w->stride;
 
 		for (int32_t d = 0; d < padded; d += VL)
@@ -196,10 +270,8 @@ score_rows(attention_work *w, int32_t row, int n, qwen_dtype dtype, int rows)
 
 		for (int m = 0; m < STRIPS; m++)
 		{
-			strips[m] = w->k[b + m < n ? b + m : b];
-			ahead[m] = w->v[b + m < n ? b + m : b];
-			if (dtype == QWEN_INT8)
-				__builtin_prefetch(ahead[m] + kv_elements_bytes(dtype, dim), 0, 2);
+			strips[m] = w->k[b + m < n ? b + m : b] + row_offset(w, row, dtype);
+			ahead[m] = next_piece(&w->fetch, strips[m], dtype, dim);
 		}
 		clear_sums(&sum, rows);
 		multiply_strips(&sum, strips, ahead, w->q + row * w->stride, w->stride, steps, dtype, rows);
@@ -216,7 +288,7 @@ score_rows(attention_work *w, int32_t row, int n, qwen_dtype dtype, int rows)
 						s = __builtin_convertvector((vi) s, vf) *
 							(vf_load((const float *) (strips[m] + kv_elements_bytes(dtype, dim)) + h * VL) *
 							 w->q_scale[row + r]);
-					vf_store(&w->scores[r][(b + m) * STRIP + h * VL], s);
+					vf_store(&w->scores[row + r][(b + m) * STRIP + h * VL], s);
 				}
 	}
 }
@@ -248,23 +320,20 @@ weigh_row(float *s, int n_keys, int n, float *max, float *sum)
 
 /* Weights of n cells as factors; int8's take the scales of the values with them. */
 static void
-narrow_weights(attention_work *w, int r, int n_keys, int n, qwen_dtype dtype)
+narrow_weights(attention_work *w, int32_t row, int n_keys, int n, qwen_dtype dtype)
 {
-	float *s = w->scores[r];
+	size_t scales = row_offset(w, row, dtype) + kv_elements_bytes(dtype, w->job->heads->dim);
+	float *s = w->scores[row];
 
 	if (dtype == QWEN_BF16 && BF16_PAIRS)
-		narrow_to_bf16(w->p[r], s, n);
+		narrow_to_bf16(w->p[row], s, n);
 	if (dtype != QWEN_INT8)
 		return;
 	for (int i = 0; i < n; i += VL)
-	{
-		const char *scales = w->v[i / STRIP] + kv_elements_bytes(dtype, w->job->heads->dim);
-
-		vf_store(s + i, vf_load(s + i) * vf_load((const float *) scales + i % STRIP));
-	}
+		vf_store(s + i, vf_load(s + i) * vf_load((const float *) (w->v[i / STRIP] + scales) + i % STRIP));
 	for (int i = n_keys; i < n; i++) /* behind the last key there may be anything */
 		s[i] = 0;
-	w->p_scale[r] = narrow_to_int16(w->p[r], s, n);
+	w->p_scale[row] = narrow_to_int16(w->p[row], s, n);
 }
 
 /* Scores of rows [row, row + rows) of the tile become weights; n cells of the span are there. */
@@ -278,8 +347,8 @@ weigh_rows(attention_work *w, const attention_result *result, int32_t start, int
 		n_keys = n_keys < SPAN ? n_keys : SPAN;
 		if (n_keys <= 0)
 			continue;
-		weigh_row(w->scores[r], n_keys, n, &result->max[row + r], &result->sum[row + r]);
-		narrow_weights(w, r, n_keys, n, w->job->kv->dtype);
+		weigh_row(w->scores[row + r], n_keys, n, &result->max[row + r], &result->sum[row + r]);
+		narrow_weights(w, row + r, n_keys, n, w->job->kv->dtype);
 	}
 }
 
@@ -287,10 +356,10 @@ weigh_rows(attention_work *w, const attention_result *result, int32_t start, int
 
 /* out[rows][dim'] = weights times the values of the first n blocks of the span. */
 INLINE void
-value_rows(attention_work *w, float *out, int n, qwen_dtype dtype, int rows)
+value_rows(attention_work *w, float *out, int32_t row, int n, qwen_dtype dtype, int rows)
 {
 	const uint32_t *p =
-		dtype == QWEN_INT8 || (dtype == QWEN_BF16 && BF16_PAIRS) ? w->p[0] : (const uint32_t *) w->scores[0];
+		dtype == QWEN_INT8 || (dtype == QWEN_BF16 && BF16_PAIRS) ? w->p[row] : (const uint32_t *) w->scores[row];
 	const int steps = QWEN_KV_BLOCK / kv_depth(dtype);
 	const int strip_size = steps * (int) kv_step_bytes(dtype);
 	int64_t padded = round_up(w->job->heads->dim, STRIP);
@@ -307,10 +376,8 @@ value_rows(attention_work *w, float *out, int n, qwen_dtype dtype, int rows)
 
 			for (int m = 0; m < STRIPS; m++)
 			{
-				int offset = (c + m < n_strips ? c + m : c) * strip_size;
-
-				strips[m] = w->v[b] + offset;
-				ahead[m] = w->next[b] + offset;
+				strips[m] = w->v[b] + row_offset(w, row, dtype) + (c + m < n_strips ? c + m : c) * strip_size;
+				ahead[m] = next_piece(&w->fetch, strips[m], dtype, w->job->heads->dim);
 			}
 			multiply_strips(&sum, strips, ahead, p + b * steps * step_words(dtype), SCORE_STRIDE, steps, dtype, rows);
 		}
@@ -324,7 +391,7 @@ value_rows(attention_work *w, float *out, int n, qwen_dtype dtype, int rows)
 					vf o = sum.v[r][m][h];
 
 					if (dtype == QWEN_INT8)
-						o = __builtin_convertvector((vi) o, vf) * w->p_scale[r];
+						o = __builtin_convertvector((vi) o, vf) * w->p_scale[row + r];
 					if (c + m < n_strips)
 						vf_store(out + r * padded + (c + m) * STRIP + h * VL, o);
 				}
@@ -333,90 +400,125 @@ value_rows(attention_work *w, float *out, int n, qwen_dtype dtype, int rows)
 
 /* ---- a tile ---- */
 
+/* Weights of some rows of a kv head, or the sums of their values. */
 INLINE void
-span_rows(attention_work *w, const attention_result *result, int32_t start, int32_t row, qwen_dtype dtype, int rows)
+span_rows(attention_work *w, const attention_result *result, int32_t start, int32_t row, bool values, qwen_dtype dtype,
+		  int rows)
 {
 	int64_t padded = round_up(w->job->heads->dim, STRIP);
 	int32_t seen = row_position(w, row + rows - 1) - start + 1; /* cells that the last row sees */
 	int n = (int) round_up(seen < SPAN ? seen : SPAN, QWEN_KV_BLOCK);
 
-	score_rows(w, row, n / QWEN_KV_BLOCK, dtype, rows);
-	weigh_rows(w, result, start, row, rows, n);
-	value_rows(w, result->out + row * padded, n / QWEN_KV_BLOCK, dtype, rows);
+	if (values)
+		value_rows(w, result->out + row * padded, row, n / QWEN_KV_BLOCK, dtype, rows);
+	else
+	{
+		score_rows(w, row, n / QWEN_KV_BLOCK, dtype, rows);
+		weigh_rows(w, result, start, row, rows, n);
+	}
 }
 
-/* One span for all rows of the tile that see some of it. */
+INLINE void
+span_any_rows(attention_work *w, const attention_result *result, int32_t start, int32_t row, bool values,
+			  qwen_dtype dtype, int rows)
+{
+	switch (rows)
+	{
+		case 1:
+			span_rows(w, result, start, row, values, dtype, 1);
+			break;
+		case 2:
+			span_rows(w, result, start, row, values, dtype, 2);
+			break;
+#if MAX_ROWS > 2
+		case 3:
+			span_rows(w, result, start, row, values, dtype, 3);
+			break;
+		case 4:
+			span_rows(w, result, start, row, values, dtype, 4);
+			break;
+#endif
+#if MAX_ROWS > 4
+		case 5:
+			span_rows(w, result, start, row, values, dtype, 5);
+			break;
+		case 6:
+			span_rows(w, result, start, row, values, dtype, 6);
+			break;
+		case 7:
+			span_rows(w, result, start, row, values, dtype, 7);
+			break;
+		case 8:
+			span_rows(w, result, start, row, values, dtype, 8);
+			break;
+#endif
+	}
+}
+
+#if defined(CPU_TILES)
+#include "cpu_attention_amx.h"
+#endif
+
+/* All rows of the tile that see some of the span: first the weights, while values are fetched, then the sums. */
 INLINE void
 attend_span(attention_work *w, const attention_result *result, int32_t start, qwen_dtype dtype)
 {
-	int32_t row = 0;
+	int32_t n = w->tile.n;
 
-	while (row < w->tile.n)
+#if defined(CPU_TILES)
+	if (dtype == QWEN_BF16 && attends_on_tiles(w->job->heads))
 	{
-		int32_t rows = w->tile.n - row < MAX_ROWS ? w->tile.n - row : MAX_ROWS;
-
-		if (row_position(w, row + rows - 1) >= start)
-			switch (rows)
+		attend_span_on_tiles(w, result, start);
+		return;
+	}
+#endif
+	w->fetch = (fetch_list){.blocks = w->v, .n = w->n_blocks, .heads = w->tile.heads, .pieces = 1};
+	for (int pass = 0; pass < 2; pass++)
+	{
+		for (int32_t head = 0; head < w->tile.heads; head++)
+			for (int32_t row = 0; row < n; row += MAX_ROWS)
 			{
-				case 1:
-					span_rows(w, result, start, row, dtype, 1);
-					break;
-				case 2:
-					span_rows(w, result, start, row, dtype, 2);
-					break;
-#if MAX_ROWS > 2
-				case 3:
-					span_rows(w, result, start, row, dtype, 3);
-					break;
-				case 4:
-					span_rows(w, result, start, row, dtype, 4);
-					break;
-#endif
-#if MAX_ROWS > 4
-				case 5:
-					span_rows(w, result, start, row, dtype, 5);
-					break;
-				case 6:
-					span_rows(w, result, start, row, dtype, 6);
-					break;
-				case 7:
-					span_rows(w, result, start, row, dtype, 7);
-					break;
-				case 8:
-					span_rows(w, result, start, row, dtype, 8);
-					break;
-#endif
+				int32_t rows = n - row < MAX_ROWS ? n - row : MAX_ROWS;
+
+				if (row_position(w, row + rows - 1) >= start)
+					span_any_rows(w, result, start, head * n + row, pass == 1, dtype, rows);
 			}
-		row += rows;
+		w->fetch = (fetch_list){.blocks = w->next, .n = w->n_next, .heads = w->next_heads};
+		w->fetch.pieces = (int) round_up(w->job->heads->dim, STRIP) / STRIP;
 	}
 }
 
+/* Finds the blocks of a span that a tile sees, from the tile's first kv head on; returns their number. */
+static int
+find_blocks(const char **blocks, const attention_job *job, void *cache, const attention_tile *tile, int32_t span)
+{
+	int32_t last = find_row(job, tile, tile->n - 1).position;
+	int n = 0;
+
+	for (int32_t p = span * SPAN; p <= last && n < SPAN_BLOCKS; p += QWEN_KV_BLOCK)
+		blocks[n++] = kv_head(cache, job->kv->dtype, job->heads, tile->seq->blocks[p / QWEN_KV_BLOCK], tile->g);
+	return n;
+}
+
+/* One span of the tile.  The keys of next_span of the tile `next` are fetched meanwhile, unless that is NULL. */
 static void
-attend_tile_span(attention_work *w, const attention_result *result, int32_t span)
+attend_tile_span(attention_work *w, const attention_result *result, int32_t span, const attention_tile *next,
+				 int32_t next_span)
 {
 	const qwen_kv_layer *kv = w->job->kv;
-	int32_t start = span * SPAN;
-	int32_t last = row_position(w, w->tile.n - 1);
 
-	for (int b = 0; b < SPAN_BLOCKS && start + b * QWEN_KV_BLOCK <= last; b++)
-	{
-		int32_t block = w->tile.seq->blocks[start / QWEN_KV_BLOCK + b];
-
-		w->k[b] = kv_head(kv->k, kv->dtype, w->job->heads, block, w->tile.g);
-		w->v[b] = kv_head(kv->v, kv->dtype, w->job->heads, block, w->tile.g);
-		w->next[b] = w->k[b] + (w->tile.g + 1 < w->job->heads->n_kv ? kv_head_bytes(kv->dtype, w->job->heads->dim) : 0);
-		if (start + SPAN + b * QWEN_KV_BLOCK <= last)
-			w->next[b] = kv_head(kv->k, kv->dtype, w->job->heads,
-								 w->tile.seq->blocks[start / QWEN_KV_BLOCK + SPAN_BLOCKS + b], w->tile.g);
-	}
+	w->n_blocks = find_blocks(w->k, w->job, kv->k, &w->tile, span);
+	find_blocks(w->v, w->job, kv->v, &w->tile, span);
+	w->n_next = next ? find_blocks(w->next, w->job, kv->k, next, next_span) : 0;
+	w->next_heads = next ? next->heads : 0;
 	if (kv->dtype == QWEN_F32)
-		attend_span(w, result, start, QWEN_F32);
+		attend_span(w, result, span * SPAN, QWEN_F32);
 	else if (kv->dtype == QWEN_F16)
-		attend_span(w, result, start, QWEN_F16);
+		attend_span(w, result, span * SPAN, QWEN_F16);
 	else if (kv->dtype == QWEN_BF16)
-		attend_span(w, result, start, QWEN_BF16);
+		attend_span(w, result, span * SPAN, QWEN_BF16);
 	else
-		attend_span(w, result, start, QWEN_INT8);
+		attend_span(w, result, span * SPAN, QWEN_INT8);
 }
 
 static void
@@ -452,13 +554,12 @@ add_span(const attention_job *job, const attention_tile *tile, const attention_r
 		 const attention_result *part, int32_t span)
 {
 	int64_t padded = round_up(job->heads->dim, STRIP);
-	int32_t first = first_position(tile->seq);
 
-	for (int32_t i = 0; i < tile->n; i++)
+	for (int32_t i = 0; i < tile->heads * tile->n; i++)
 	{
 		float max, keep, take;
 
-		if (first + (tile->first + i) / job->group < span * SPAN)
+		if (find_row(job, tile, i).position < span * SPAN)
 			continue;
 		max = span > 0 && total->max[i] > part->max[i] ? total->max[i] : part->max[i];
 		keep = span > 0 ? scalar_exp2(total->max[i] - max) : 0;
@@ -483,11 +584,10 @@ write_tile(const attention_job *job, const attention_tile *tile, const attention
 	int32_t dim = job->heads->dim;
 	int64_t padded = round_up(dim, STRIP);
 
-	for (int32_t i = 0; i < tile->n; i++)
+	for (int32_t i = 0; i < tile->heads * tile->n; i++)
 	{
-		int64_t token = tile->seq->first_token + (tile->first + i) / job->group;
-		int64_t head = (int64_t) tile->g * job->group + (tile->first + i) % job->group;
-		float *out = job->out + (token * job->heads->n_q + head) * dim;
+		row_place at = find_row(job, tile, i);
+		float *out = job->out + (at.token * job->heads->n_q + at.head) * dim;
 		float inverse = 1.0f / total->sum[i];
 
 		for (int32_t d = 0; d < dim; d += VL)
@@ -508,33 +608,50 @@ write_tile(const attention_job *job, const attention_tile *tile, const attention
 INLINE int32_t
 tile_spans(const attention_job *job, const attention_tile *tile)
 {
-	return (first_position(tile->seq) + (tile->first + tile->n - 1) / job->group) / SPAN + 1;
+	return find_row(job, tile, tile->n - 1).position / SPAN + 1;
 }
 
-/* The tile that holds an item, and which span it is. Items are in order of sequences, tiles, kv heads and spans. */
+/* Sets the rows of a tile that begins at tile->first, and its kv heads to the first ones; false behind the last row. */
+INLINE bool
+size_tile(const attention_job *job, attention_tile *tile)
+{
+	int32_t left = tile->seq->n_tokens * job->group - tile->first;
+
+	tile->n = left < TILE_ROWS ? left : TILE_ROWS;
+	if (left <= 0)
+		return false;
+	tile->heads = TILE_ROWS / tile->n < job->max_heads ? TILE_ROWS / tile->n : job->max_heads;
+	return true;
+}
+
+/* Tiles that take the same rows of all kv heads. */
+INLINE int32_t
+tiles_of_rows(const attention_job *job, const attention_tile *tile)
+{
+	return (job->heads->n_kv + tile->heads - 1) / tile->heads;
+}
+
+/* The tile that holds an item, and which span it is. Items are in order of sequences, rows, kv heads and spans. */
 static int32_t
 find_item(const attention_job *job, int64_t item, attention_tile *tile)
 {
 	*tile = (attention_tile){.seq = job->batch->seqs};
 	for (;; tile->seq++)
-	{
-		int32_t rows = tile->seq->n_tokens * job->group;
-
-		for (tile->first = 0; tile->first < rows; tile->first += TILE_ROWS)
+		for (tile->first = 0; size_tile(job, tile); tile->first += TILE_ROWS)
 		{
-			int32_t spans = 1;
+			int32_t spans = job->by_span ? tile_spans(job, tile) : 1;
+			int64_t items = (int64_t) spans * tiles_of_rows(job, tile);
 
-			tile->n = rows - tile->first < TILE_ROWS ? rows - tile->first : TILE_ROWS;
-			if (job->by_span)
-				spans = tile_spans(job, tile);
-			if (item < (int64_t) spans * job->heads->n_kv)
+			if (item >= items)
 			{
-				tile->g = (int32_t) item / spans;
-				return (int32_t) item % spans;
+				item -= items;
+				continue;
 			}
-			item -= (int64_t) spans * job->heads->n_kv;
+			tile->g = (int32_t) (item / spans) * tile->heads;
+			if (job->heads->n_kv - tile->g < tile->heads)
+				tile->heads = job->heads->n_kv - tile->g;
+			return (int32_t) (item % spans);
 		}
-	}
 }
 
 /* Items are tiles. */
@@ -544,17 +661,23 @@ tile_piece(void *arg, int64_t begin, int64_t end)
 	const attention_job *job = arg;
 	float total_floats[TILE_ROWS * (QWEN_MAX_HEAD_DIM + 2)], part_floats[TILE_ROWS * (QWEN_MAX_HEAD_DIM + 2)];
 	attention_result total = result_at(job, total_floats), part = result_at(job, part_floats);
+	attention_tile tile, next;
 	attention_work w;
 
-	for (int64_t item = begin; item < end; item++)
+	find_item(job, begin, &tile);
+	for (int64_t item = begin; item < end; item++, tile = next)
 	{
-		attention_tile tile;
+		int32_t spans = tile_spans(job, &tile);
 
-		find_item(job, item, &tile);
+		if (item + 1 < end)
+			find_item(job, item + 1, &next);
 		begin_tile(&w, job, &tile);
-		for (int32_t span = 0; span < tile_spans(job, &tile); span++)
+		for (int32_t span = 0; span < spans; span++)
 		{
-			attend_tile_span(&w, &part, span);
+			if (span + 1 < spans)
+				attend_tile_span(&w, &part, span, &tile, span + 1);
+			else
+				attend_tile_span(&w, &part, span, item + 1 < end ? &next : NULL, 0);
 			add_span(job, &tile, &total, &part, span);
 		}
 		write_tile(job, &tile, &total);
@@ -571,12 +694,21 @@ span_piece(void *arg, int64_t begin, int64_t end)
 	for (int64_t i = begin; i < end; i++)
 	{
 		attention_result part = result_at(job, job->waiting + i * result_floats(job));
-		attention_tile tile;
-		int32_t span = find_item(job, job->first + i, &tile);
+		attention_tile tile, next;
+		int32_t span = find_item(job, job->first + i, &tile), next_span = 0;
 
+		if (i + 1 < end)
+			next_span = find_item(job, job->first + i + 1, &next);
 		begin_tile(&w, job, &tile);
-		attend_tile_span(&w, &part, span);
+		attend_tile_span(&w, &part, span, i + 1 < end ? &next : NULL, next_span);
 	}
+}
+
+/* Items that keep all threads busy to the end. */
+INLINE int64_t
+plenty(const qwen_device *dev)
+{
+	return (int64_t) dev->n_threads * ITEMS_PER_THREAD;
 }
 
 /* Round after round of as many spans as can wait; between them the results are added in order, tile after tile. */
@@ -593,7 +725,7 @@ attend_by_span(qwen_device *dev, attention_job *job, int64_t n_items)
 	{
 		int64_t n = n_items - job->first < round ? n_items - job->first : round;
 
-		qwen_pool_run(dev->priv, n, 1, span_piece, job);
+		qwen_pool_run(dev->priv, n, n / plenty(dev) + 1, span_piece, job);
 		for (int64_t i = 0; i < n; i++)
 		{
 			attention_result part = result_at(job, waiting + i * result_floats(job));
@@ -611,18 +743,18 @@ attend_by_span(qwen_device *dev, attention_job *job, int64_t n_items)
 static void
 count_items(attention_job *job, int64_t *tiles, int64_t *spans)
 {
-	*tiles = *spans = 0;
+	*tiles = *spans = job->tile_rows = 0;
 	for (int32_t s = 0; s < job->batch->n_seqs; s++)
 	{
 		attention_tile tile = {.seq = &job->batch->seqs[s]};
-		int32_t rows = tile.seq->n_tokens * job->group;
 
-		for (; tile.first < rows; tile.first += TILE_ROWS)
+		for (; size_tile(job, &tile); tile.first += TILE_ROWS)
 		{
-			tile.n = rows - tile.first < TILE_ROWS ? rows - tile.first : TILE_ROWS;
-			job->tile_rows = tile.n > job->tile_rows ? tile.n : job->tile_rows;
-			*tiles += job->heads->n_kv;
-			*spans += (int64_t) tile_spans(job, &tile) * job->heads->n_kv;
+			int32_t rows = tile.heads * tile.n;
+
+			job->tile_rows = rows > job->tile_rows ? rows : job->tile_rows;
+			*tiles += tiles_of_rows(job, &tile);
+			*spans += (int64_t) tile_spans(job, &tile) * tiles_of_rows(job, &tile);
 		}
 	}
 }
@@ -631,15 +763,18 @@ static void
 cpu_attention(qwen_device *dev, void *d_out, const void *d_qkv, const qwen_heads *heads, const qwen_kv_layer *kv,
 			  const qwen_batch *batch)
 {
-	attention_job job = {.out = d_out, .qkv = d_qkv, .heads = heads, .kv = kv, .batch = batch};
-	int64_t plenty = (int64_t) dev->n_threads * TILES_PER_THREAD;
+	attention_job job = {.out = d_out, .qkv = d_qkv, .heads = heads, .kv = kv, .batch = batch, .max_heads = 1};
 	int64_t tiles, spans;
 
 	job.group = heads->n_q / heads->n_kv;
 	count_items(&job, &tiles, &spans);
-	job.by_span = dev->n_threads > 1 && tiles < plenty && spans > tiles;
+	while (job.max_heads < MAX_HEADS && job.max_heads < heads->n_kv && spans >= 2 * plenty(dev) * job.max_heads)
+		job.max_heads *= 2;
+	count_items(&job, &tiles, &spans);
+	job.by_span = dev->n_threads > 1 && tiles < plenty(dev) && spans > tiles;
 	if (job.by_span)
 		attend_by_span(dev, &job, spans);
 	else
-		qwen_pool_run(dev->priv, tiles, tiles < plenty * heads->n_kv ? 1 : heads->n_kv, tile_piece, &job);
+		qwen_pool_run(dev->priv, tiles, tiles < plenty(dev) * MAX_HEADS ? tiles / plenty(dev) + 1 : MAX_HEADS,
+					  tile_piece, &job);
 }

@@ -21,74 +21,80 @@ attends_on_tiles(const qwen_heads *heads)
 	return heads->dim % (2 * AMX_ROWS) == 0;
 }
 
-/* Scores of all rows of the tile against the first n blocks of the span. The values are fetched meanwhile. */
+/* Scores of the tile's rows from `row` on, those of one kv head, against the first n blocks of the span. */
 INLINE void
-score_tiles(attention_work *w, int n, bool two_tiles)
+score_tiles(attention_work *w, int32_t row, int n, bool two_tiles)
 {
 	int32_t dim = w->job->heads->dim;
 	int64_t stride = w->stride * 4;
+	size_t offset = row_offset(w, row, QWEN_BF16);
 
 	configure_tiles(w->tile.n, AMX_ROWS);
 	for (int b = 0; b < n; b += 2)
 	{
-		bool two_blocks = b + 1 < n;
-		const char *q = (const char *) w->q, *k = w->k[b], *other = w->k[two_blocks ? b + 1 : b];
+		int second = b + 1 < n ? b + 1 : b;
+		const char *q = (const char *) (w->q + row * w->stride);
+		const char *k = w->k[b] + offset, *other = w->k[second] + offset;
+		const char *v = w->v[b] + offset, *other_v = w->v[second] + offset; /* wanted next */
 
 		zero_tiles(two_tiles);
-		for (int d = 0; d < dim; d += 2 * AMX_ROWS, q += AMX_ROW_BYTES, k += AMX_BYTES, other += AMX_BYTES)
+		for (int at = 0; at < dim * STRIP * 2; at += AMX_BYTES, q += AMX_ROW_BYTES)
 		{
-			int at = d * STRIP * 2;
-
-			if (two_blocks)
-				multiply_tiles(q, stride, k, other, two_tiles, true);
-			else
-				multiply_tiles(q, stride, k, other, two_tiles, false);
-			fetch_lines(w->v[b] + at, AMX_ROWS);
-			fetch_lines(w->v[two_blocks ? b + 1 : b] + at, AMX_ROWS);
+			multiply_tiles(q, stride, k + at, other + at, two_tiles, true);
+			fetch_lines(v + at, AMX_ROWS);
+			fetch_lines(other_v + at, AMX_ROWS);
 		}
-		store_tiles((char *) &w->scores[0][b * STRIP], sizeof(w->scores[0]), two_tiles, two_blocks);
+		store_tiles((char *) &w->scores[row][b * STRIP], sizeof(w->scores[0]), two_tiles, second > b);
 	}
 }
 
-/* out[n rows][dim] = weights times the values of the first n blocks of the span. The next keys are fetched meanwhile. */
+/* out[n rows][dim] = weights of the rows times the values of the first n blocks of the span. */
 INLINE void
-value_tiles(attention_work *w, float *out, int n, bool two_tiles)
+value_tiles(attention_work *w, float *out, int32_t row, int n, bool two_tiles)
 {
 	const int depth = QWEN_KV_BLOCK / 2, strip = depth * AMX_ROW_BYTES;
 	int32_t dim = w->job->heads->dim;
+	size_t offset = row_offset(w, row, QWEN_BF16);
 
 	configure_tiles(w->tile.n, depth);
-	for (int d = 0; d < dim; d += 2 * STRIP)
+	for (int d = 0; d < dim; d += 2 * STRIP, offset += 2 * (size_t) strip)
 	{
-		int at = d / STRIP * strip;
-
 		zero_tiles(two_tiles);
 		for (int b = 0; b < n; b++)
 		{
-			const char *v = w->v[b] + at;
+			const char *v = w->v[b] + offset;
 
-			multiply_tiles((const char *) &w->p[0][b * depth], sizeof(w->p[0]), v, v + strip, two_tiles, true);
-			fetch_lines(w->next[b] + at, 2 * depth);
+			multiply_tiles((const char *) &w->p[row][b * depth], sizeof(w->p[0]), v, v + strip, two_tiles, true);
 		}
 		store_tiles((char *) (out + d), dim * 4, two_tiles, true);
 	}
 }
 
-/* One span for all rows of the tile. Rows that see none of it get a result that nobody reads. */
+/* One span for the rows of one kv head, which begin at `row`; rows that see none of it get what nobody reads. */
+static void
+attend_head_on_tiles(attention_work *w, const attention_result *result, int32_t start, int32_t row)
+{
+	int32_t rows = w->tile.n, seen = row_position(w, row + rows - 1) - start + 1; /* cells that the last row sees */
+	int cells = (int) round_up(seen < SPAN ? seen : SPAN, QWEN_KV_BLOCK), n = cells / QWEN_KV_BLOCK;
+	float *out = result->out + row * (int64_t) w->job->heads->dim;
+
+	if (rows > AMX_ROWS)
+		score_tiles(w, row, n, true);
+	else
+		score_tiles(w, row, n, false);
+	weigh_rows(w, result, start, row, rows, cells);
+	if (rows > AMX_ROWS)
+		value_tiles(w, out, row, n, true);
+	else
+		value_tiles(w, out, row, n, false);
+}
+
+/* One span for all rows of the tile. */
 static void
 attend_span_on_tiles(attention_work *w, const attention_result *result, int32_t start)
 {
-	int32_t rows = w->tile.n, seen = row_position(w, rows - 1) - start + 1; /* cells that the last row sees */
-	int n = (int) round_up(seen < SPAN ? seen : SPAN, QWEN_KV_BLOCK);
-
-	if (rows > AMX_ROWS)
-		score_tiles(w, n / QWEN_KV_BLOCK, true);
-	else
-		score_tiles(w, n / QWEN_KV_BLOCK, false);
-	weigh_rows(w, result, start, 0, rows, n);
-	if (rows > AMX_ROWS)
-		value_tiles(w, result->out, n / QWEN_KV_BLOCK, true);
-	else
-		value_tiles(w, result->out, n / QWEN_KV_BLOCK, false);
+	for (int32_t row = 0; row < w->tile.heads * w->tile.n; row += w->tile.n)
+		if (row_position(w, row + w->tile.n - 1) >= start)
+			attend_head_on_tiles(w, result, start, row);
 	tile_release();
 }

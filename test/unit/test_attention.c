@@ -202,9 +202,11 @@ tolerance_of(qwen_dtype dtype)
 		case QWEN_F32:
 			return 2e-5f;
 		case QWEN_F16:
-			return 6e-3f;
+			return 3e-3f;
+		case QWEN_INT8: /* the oracle's is int8 too */
+			return 1e-3f;
 		default:
-			return 5e-2f;
+			return 3e-2f;
 	}
 }
 
@@ -269,8 +271,8 @@ check_attention(const attention_case *c)
 	check_against_oracle(&d, qkv, out);
 	check_same(one, &d, &whole, true, out);
 	check_same(dev, &d, &whole, true, out);
-	check_same(dev, &d, &token_by_token, false, out);
-	check_same(one, &d, &pieces, false, out);
+	check_same(one, &d, &token_by_token, false, out);
+	check_same(dev, &d, &pieces, false, out);
 	check_same(two, &d, &pieces, true, out);
 	check_same(two, &d, &blocks_of_16, false, out);
 	qwen_device_close(one);
