@@ -30,7 +30,7 @@ struct qwen_model
 	qwen_device *dev;
 	qwen_weights weights;
 	qwen_heads heads;
-	qwen_kv_layer *kv;     /* [n_layers] */
+	qwen_kv_layer *kv; /* [n_layers] */
 	qwen_dtype kv_dtype;
 	size_t kv_block_bytes; /* of the keys of one layer in one block; the values take the same */
 	int kv_blocks;
@@ -38,7 +38,7 @@ struct qwen_model
 	void *arena; /* the memory of ws */
 	size_t arena_bytes;
 	size_t scratch_bytes; /* of dev->scratch */
-	float *rope; /* [max_len, d] device */
+	float *rope;          /* [max_len, d] device */
 	size_t rope_bytes;
 	int max_len;
 	int max_sequences;

@@ -56,7 +56,8 @@ typedef struct qwen_weight_plan qwen_weight_plan;
  * how matrices are stored.  weights->bytes is what qwen_weights_load will allocate.
  */
 qwen_status qwen_weights_plan(const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_device *dev,
-							  const qwen_model_options *options, qwen_weights *weights, qwen_weight_plan **out, qwen_error *err);
+							  const qwen_model_options *options, qwen_weights *weights, qwen_weight_plan **out,
+							  qwen_error *err);
 void qwen_weight_plan_free(qwen_weight_plan *plan);
 
 /*
