@@ -186,7 +186,7 @@ put_value(char *head, int t, const uint32_t *bits, int32_t dim, qwen_dtype dtype
 	static const int places[] = {0, 16, 8, 24}; /* of int8's four neighbours */
 	int depth = kv_depth(dtype);
 	int shift = dtype == QWEN_INT8 ? places[t % 4] : dtype == QWEN_BF16 ? t % 2 * 16 : 0;
-	vi keep = ~((vi){0} + ((dtype == QWEN_INT8 ? 0xff : 0xffff) << shift));
+	vi keep = ~((vi){0} + (int32_t) ((dtype == QWEN_INT8 ? 0xffu : 0xffffu) << shift));
 
 	for (int32_t d = 0; d < dim; d += STRIP)
 		for (int i = 0; i < STRIP; i += VL)
