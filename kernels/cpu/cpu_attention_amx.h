@@ -9,9 +9,10 @@
  * at a time, which is half of a tile.  Between the two products the weights
  * are the work of vectors.
  *
- * On Sapphire Rapids 32 rows by a span of 256 tokens of 128 elements are 256
- * products of 16 cycles (or less for the half ones), and about 6000 cycles of
- * exp2; vdpbf16ps would take more than 100000 for the products.
+ * On Sapphire Rapids 32 rows by a span of 256 tokens of 128 elements are 128
+ * products of 16 cycles and 256 of half the depth, some 6000 at the most, and
+ * about as much of exp2; vdpbf16ps would take more than 100000 for the
+ * products.  Counted, not measured: this has not yet run on such a processor.
  */
 
 /* Heads of which all elements fit whole tiles. */
