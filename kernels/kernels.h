@@ -24,12 +24,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/*
+ * The first three are the types of checkpoints; the other two are made from them while a matrix is stored, in groups of
+ * QWEN_GROUP elements along k (quant.h has the definition).  A cache can be of the first three and int8.
+ */
 typedef enum qwen_dtype
 {
 	QWEN_F32,
 	QWEN_F16,
-	QWEN_BF16
+	QWEN_BF16,
+	QWEN_INT8,
+	QWEN_INT4
 } qwen_dtype;
+
+/* Elements that share a scale. */
+#define QWEN_GROUP 64
 
 /* Tokens in one block of the paged KV cache. */
 #define QWEN_KV_BLOCK 16
@@ -79,7 +88,7 @@ typedef struct qwen_heads
 	float eps;      /* of the q/k norms */
 } qwen_heads;
 
-/* One layer's cache: [n_blocks][n_kv][QWEN_KV_BLOCK][dim] each for keys and values. */
+/* One layer's cache: n_blocks blocks of kv_block_bytes each for keys and for values, laid out as the device likes. */
 typedef struct qwen_kv_layer
 {
 	qwen_dtype dtype; /* as kv_dtype of the device said */
@@ -87,6 +96,9 @@ typedef struct qwen_kv_layer
 	void *v;
 	int64_t n_blocks;
 } qwen_kv_layer;
+
+/* Items [begin, end) of a loop that the device's threads share. */
+typedef void (*qwen_loop_fn)(void *arg, int64_t begin, int64_t end);
 
 typedef struct qwen_device qwen_device;
 
@@ -101,21 +113,38 @@ typedef struct qwen_ops
 	bool (*download)(qwen_device *dev, void *dst, const void *d_src, size_t bytes);
 	bool (*synchronize)(qwen_device *dev); /* false: the device has failed for good */
 
+	/* ---- host loops ---- */
+	/*
+	 * Calls fn for [0, n) in pieces of at most `grain`, on the threads that the device's own operations use, and returns
+	 * when all are done.  For work of the engine between two operations: sampling of many rows.  Not while an operation
+	 * runs.
+	 */
+	void (*loop)(qwen_device *dev, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg);
+
 	/* ---- weights ---- */
-	/* The type in which the device stores a matrix that came as `source`, and the bytes it takes. */
-	qwen_dtype (*matrix_dtype)(const qwen_device *dev, qwen_dtype source);
+	/* The type in which the device stores a matrix that is wanted as `wanted`, and the bytes it takes. */
+	qwen_dtype (*matrix_dtype)(const qwen_device *dev, qwen_dtype wanted);
 	size_t (*matrix_bytes)(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
 	/*
-	 * Stores rows [row, row + n_rows) of *m from host memory src[n_rows, k] of type source.  False when a value does not
-	 * fit m->dtype (float16 alone can be too narrow) or the device has failed.
+	 * Stores rows [row, row + n_rows) of *m from host memory src[n_rows, k] of type source, one of the first three; m->data
+	 * was zero before.  False when a value does not fit m->dtype (float16 alone can be too narrow) or the device has
+	 * failed.  Several threads may store different rows of one matrix at once.
 	 */
 	bool (*matrix_upload)(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
 						  qwen_dtype source);
 	/* Stores a vector (norm weight, bias) of n elements as float: d_dst[n]. */
 	bool (*vector_upload)(qwen_device *dev, float *d_dst, const void *src, qwen_dtype source, int64_t n);
 
-	/* The type in which the device keeps keys and values of a model whose matrices are of type `stored`. */
-	qwen_dtype (*kv_dtype)(const qwen_device *dev, qwen_dtype stored);
+	/* The type in which the device keeps keys and values that are wanted as `wanted`. */
+	qwen_dtype (*kv_dtype)(const qwen_device *dev, qwen_dtype wanted);
+	/* Bytes of one block of QWEN_KV_BLOCK tokens of one layer: of its keys; the values take the same. */
+	size_t (*kv_block_bytes)(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads);
+
+	/*
+	 * Device memory that linear and logits need beside their arguments for `rows` rows of at most `k` elements.  The
+	 * engine allocates the largest that a step can need and sets dev->scratch before the first operation.
+	 */
+	size_t (*scratch_bytes)(const qwen_device *dev, int32_t rows, int64_t k);
 
 	/* ---- operations ---- */
 	/* out[t, :] = row ids[t] of E, t < n; ids are checked by the caller. */
@@ -151,7 +180,8 @@ struct qwen_device
 	const qwen_ops *ops;
 	size_t act_bytes; /* of one activation element */
 	int n_threads;
-	void *priv; /* the implementation's own state */
+	void *scratch; /* device memory as scratch_bytes says, the engine's */
+	void *priv;    /* the implementation's own state */
 };
 
 /*
@@ -169,6 +199,7 @@ bool qwen_kernel_set_usable(const char *name, char *why, size_t whylen);
 /* Cores that this process may use, at least 1. */
 int qwen_cpu_count(void);
 
+/* Bytes of an element; of the first three alone, the others have no elements of their own. */
 size_t qwen_dtype_bytes(qwen_dtype dtype);
 const char *qwen_dtype_name(qwen_dtype dtype);
 

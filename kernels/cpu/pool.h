@@ -7,10 +7,9 @@
 
 #include <stdint.h>
 
-typedef struct qwen_pool qwen_pool;
+#include "../kernels.h"
 
-/* Works on items [begin, end). Calls of one run may happen at the same time in several threads. */
-typedef void (*qwen_pool_fn)(void *arg, int64_t begin, int64_t end);
+typedef struct qwen_pool qwen_pool;
 
 /* A pool of n_threads threads, the caller's among them; NULL when they cannot be had. */
 qwen_pool *qwen_pool_new(int n_threads);
@@ -18,8 +17,9 @@ void qwen_pool_free(qwen_pool *pool);
 
 /*
  * Runs fn over [0, n), handed out in pieces of `grain` items, and returns when all are done.  Which thread gets which
- * piece is a matter of chance, so an item's result must not depend on it.  One caller at a time.
+ * piece is a matter of chance, so an item's result must not depend on it.  Calls of fn may happen at the same time in
+ * several threads.  One caller of run at a time.
  */
-void qwen_pool_run(qwen_pool *pool, int64_t n, int64_t grain, qwen_pool_fn fn, void *arg);
+void qwen_pool_run(qwen_pool *pool, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg);
 
 #endif
