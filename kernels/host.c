@@ -74,12 +74,6 @@ qwen_host_loop(qwen_device *dev, int64_t n, int64_t grain, qwen_loop_fn fn, void
 }
 
 size_t
-qwen_host_kv_block_bytes(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads)
-{
-	return (size_t) heads->n_kv * QWEN_KV_BLOCK * (size_t) heads->dim * qwen_dtype_bytes(dtype);
-}
-
-size_t
 qwen_host_no_scratch(const qwen_device *dev, int32_t rows, int64_t k)
 {
 	return 0;

@@ -113,8 +113,13 @@ pack_row(pack_block *block, int r, qwen_dtype dtype, const char *x, qwen_dtype s
 			break;
 		case QWEN_INT4:
 			block->scales[r] = quantize_int4(wide, n, q, &block->minima[r]);
-			for (int i = 0; i < QWEN_GROUP / 2; i++)
-				((uint8_t *) words)[i] = (uint8_t) (q[i / 4 * 8 + i % 4] | q[i / 4 * 8 + 4 + i % 4] << 4);
+			for (int c = 0; c < QWEN_GROUP / 8; c++)
+			{
+				uint64_t eight; /* the high four go into the high halves of the low four */
+
+				memcpy(&eight, q + 8 * c, sizeof(eight));
+				block->words[r][c] = (uint32_t) (eight | eight >> 28);
+			}
 			break;
 	}
 	return fits;
