@@ -25,18 +25,19 @@ sub counts
 
 # ---- places in the queue ----
 
-# The engine runs one at a time, so the others wait.
+# The engine runs one at a time, so the others wait: a stream that nobody reads gives its seat to its equals and betters
+# alone.
 $session->query_safe("SET qwen.priority = 'interactive'");
 $session->query_safe("BEGIN; DECLARE c CURSOR FOR $QwenNode::ENDLESS; MOVE 1 FROM c");
-my $second = $node->begin_sql($ask);
+my $second = $node->begin_sql("SET qwen.priority = 'batch'; $ask");
 $node->wait_until("SELECT count(*) = 1 FROM qwen_requests WHERE state = 'queued'", 'one waits');
-my $third = $node->begin_sql($ask);
+my $third = $node->begin_sql("SET qwen.priority = 'batch'; $ask");
 $node->wait_until("SELECT count(*) = 2 FROM qwen_requests WHERE state = 'queued'", 'two wait');
-my $urgent = $node->begin_sql("SET qwen.priority = 'interactive'; $ask");
+my $urgent = $node->begin_sql($ask);
 $node->wait_until("SELECT count(*) = 3 FROM qwen_requests WHERE state = 'queued'", 'three wait');
 is( $node->safe_psql(
 		'postgres', 'SELECT state, queue_position, priority FROM qwen_requests ORDER BY age DESC'),
-	"running||interactive\nqueued|2|normal\nqueued|3|normal\nqueued|1|interactive",
+	"running||interactive\nqueued|2|batch\nqueued|3|batch\nqueued|1|normal",
 	'who waits has a place, by priority and age');
 $node->wait_until('SELECT bool_and(prompt_tokens > 0) FROM qwen_requests',
 	'the tokens of those that wait are known too');
