@@ -14,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "plan.h"
+
 #define MAX_OPTIONS 40
 
 /* Text of the numeric model options until they are checked. */
@@ -146,38 +148,18 @@ qwen_cli_int(const char *option, const char *text, long min, long max, int *out)
 	return true;
 }
 
-/* Parses "512MB", "2GiB", "1.5GB" or plain bytes. Units are powers of 1024 with and without the i, as the server's are. */
 static bool
 parse_size(const char *option, const char *text, size_t *out)
 {
-	static const char units[] = "BKMGT";
-	char *end;
-	double value;
-	const char *unit;
-	int power = 0;
+	uint64_t bytes;
 
-	errno = 0;
-	value = strtod(text, &end);
-	while (*end == ' ')
-		end++;
-	if (*end && (unit = strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end)) != NULL)
+	if (qwen_parse_size(text, strlen(text), &bytes))
 	{
-		power = (int) (unit - units);
-		end++;
-		if (power > 0 && *end == 'i')
-			end++;
-		if (power > 0 && (*end == 'B' || *end == 'b'))
-			end++;
+		*out = (size_t) bytes;
+		return true;
 	}
-	while (power-- > 0)
-		value *= 1024;
-	if (errno || end == text || *end || !(value >= 0 && value < 1e18))
-	{
-		fprintf(stderr, "qwen-engine: --%s must be a size such as 512MB or 2GiB, not \"%s\"\n", option, text);
-		return false;
-	}
-	*out = (size_t) value;
-	return true;
+	fprintf(stderr, "qwen-engine: --%s must be a size such as 512MB or 2GiB, not \"%s\"\n", option, text);
+	return false;
 }
 
 static bool

@@ -64,6 +64,7 @@ int qwen_cmd_logits(int argc, char **argv);
 int qwen_cmd_generate(int argc, char **argv);
 int qwen_cmd_bench(int argc, char **argv);
 int qwen_cmd_probe(int argc, char **argv);
+int qwen_cmd_plan(int argc, char **argv);
 int qwen_cmd_serve(int argc, char **argv);
 
 #endif

@@ -1,0 +1,16 @@
+/*
+ * machine.h
+ *	  The devices of this machine, with the memory that they have now.
+ */
+#ifndef QWEN_MACHINE_H
+#define QWEN_MACHINE_H
+
+#include "plan.h"
+
+/*
+ * Fills in the processor, and the GPUs when the CUDA plug-in stands beside this program and finds some; returns how many
+ * there are.
+ */
+int qwen_machine_devices(qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES]);
+
+#endif
