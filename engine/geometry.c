@@ -234,12 +234,14 @@ parse_attention(const json_t *root, const json_t *text, qwen_geometry *g, qwen_e
 	return QWEN_OK;
 }
 
+/* The number of experts has two names: newer writers use num_local_experts. */
 static qwen_status
 parse_experts(const json_t *text, qwen_geometry *g, qwen_error *err)
 {
 	const family_defaults *f = &defaults[g->family];
+	bool given = json_object_get(text, "num_experts") != NULL;
 	const number numbers[] = {
-		{"num_experts", f->n_experts, 0, MAX_EXPERTS, &g->n_experts},
+		{given ? "num_experts" : "num_local_experts", f->n_experts, 0, MAX_EXPERTS, &g->n_experts},
 		{"num_experts_per_tok", f->n_experts_used, 1, MAX_EXPERTS, &g->n_experts_used},
 		{"moe_intermediate_size", f->expert_size, 1, MAX_WIDTH, &g->expert_size},
 		{"shared_expert_intermediate_size", f->shared_size, 0, MAX_WIDTH, &g->shared_size},
