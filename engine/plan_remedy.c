@@ -127,15 +127,16 @@ all_weights(const qwen_plan *plan)
 static void
 write_text(const qwen_plan *trial, qwen_plan_remedy *r)
 {
+	char text[sizeof(r->text)], weights[32];
 	size_t used = 0;
-	char weights[32];
 
 	for (int i = 0; i < r->n; i++)
-		used += (size_t) snprintf(r->text + used, sizeof(r->text) - used, "ALTER SYSTEM SET qwen.%s = '%s'; ",
+		used += (size_t) snprintf(text + used, sizeof(text) - used, "ALTER SYSTEM SET qwen.%s = '%s'; ",
 								  r->changes[i].name, r->changes[i].value);
-	snprintf(r->text + used, sizeof(r->text) - used, "-- weights %s, %d %s of %d tokens",
+	snprintf(text + used, sizeof(text) - used, "-- weights %s, %d %s of %d tokens",
 			 qwen_memory_text(weights, sizeof(weights), all_weights(trial)), trial->max_sequences,
 			 trial->max_sequences == 1 ? "sequence" : "sequences", trial->max_model_len);
+	memcpy(r->text, text, sizeof(text));
 }
 
 /* t->trial is the plan that the steps give. */

@@ -124,6 +124,17 @@ layer_activations(const figures *f, int layer)
 	return most(mixer, ffn);
 }
 
+/* The longest row that a product of the layer takes, as a processor narrows it: whole groups, 2 bytes an element. */
+static uint64_t
+layer_row(const figures *f, int layer)
+{
+	const released *m = f->m;
+	uint64_t mixer = is_full(m, layer) ? (uint64_t) (m->heads * m->dim) : (uint64_t) m->value_heads * 128;
+	uint64_t ffn = (uint64_t) (m->experts ? (m->shared > m->expert_size ? m->shared : m->expert_size) : m->f);
+
+	return 2 * up(most((uint64_t) m->h, most(mixer, ffn) / f->tp), 64);
+}
+
 /* All of a device, from the layers that the plan puts there and the size of the plan's cache. */
 static qwen_plan_usage
 expected_usage(const figures *f, const qwen_plan *plan, int device)
@@ -143,6 +154,7 @@ expected_usage(const figures *f, const qwen_plan *plan, int device)
 			{
 				u.layers += layer_weights(f, layer);
 				phase = most(phase, layer_activations(f, layer));
+				u.scratch = f->cpu ? most(u.scratch, 512 * layer_row(f, layer)) : 0;
 				full += is_full(m, layer);
 				linear += !is_full(m, layer);
 			}
@@ -157,6 +169,8 @@ expected_usage(const figures *f, const qwen_plan *plan, int device)
 	if (!used)
 		return u;
 	u.activations = up(512 * h * 4, unit) + 2 * up(512 * h * b, unit) + phase + (head ? up(f->rows * h * b, unit) : 0);
+	if (f->cpu && head)
+		u.scratch = most(u.scratch, f->rows * 2 * up(h, 64));
 	u.logits = head ? f->rows * ((uint64_t) m->vocab / f->tp) * 4 : 0;
 	u.rope = full ? f->length * (uint64_t) (is_hybrid(m) ? 64 : m->dim) * 4 : 0;
 	u.overhead = f->cpu ? 0 : (608 + (f->tp > 1 ? 128 : 0)) * MIB;
@@ -174,7 +188,6 @@ check_term(const char *model, const char *device, const char *term, uint64_t is,
 				 (unsigned long long) should);
 }
 
-/* scratch is checked apart: it is the processor's own affair. */
 static void
 check_device(const figures *f, const qwen_plan *plan, int device)
 {
