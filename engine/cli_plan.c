@@ -6,6 +6,7 @@
  * Reads config.json and nothing else.  A refusal is an answer like any other:
  * the exit status is 0.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,22 +31,42 @@ typedef struct plan_options
 
 /* ---- input ---- */
 
-static bool
-check_options(plan_options *o)
+/* Whole numbers within [min, max]; texts that are not given or empty leave *out alone. */
+static qwen_status
+parse_number(const char *setting, const char *text, long min, long max, int *out, qwen_error *err)
+{
+	char *end;
+	long value;
+
+	if (!text || !*text)
+		return QWEN_OK;
+	errno = 0;
+	value = strtol(text, &end, 10);
+	if (!errno && end != text && !*end && value >= min && value <= max)
+	{
+		*out = (int) value;
+		return QWEN_OK;
+	}
+	qwen_fail(err, QWEN_INVALID, "invalid value for qwen.%s: \"%.40s\"", setting, text);
+	return qwen_fail_hint(err, "It must be a whole number from %ld to %ld.", min, max);
+}
+
+static qwen_status
+parse_numbers(plan_options *o, qwen_error *err)
 {
 	qwen_plan_settings *s = &o->settings;
+	qwen_status rc;
 
-	if ((o->tensor_parallel &&
-		 !qwen_cli_int("tensor-parallel", o->tensor_parallel, 1, QWEN_PLAN_MAX_DEVICES, &s->tensor_parallel)) ||
-		(o->max_model_len && !qwen_cli_int("max-model-len", o->max_model_len, 0, 1 << 24, &s->max_model_len)) ||
-		(o->max_sequences && !qwen_cli_int("max-sequences", o->max_sequences, 1, 1 << 16, &s->max_sequences)))
-		return false;
+	if ((rc = parse_number("tensor_parallel", o->tensor_parallel, 1, QWEN_PLAN_MAX_DEVICES, &s->tensor_parallel,
+						   err)) != QWEN_OK ||
+		(rc = parse_number("max_model_len", o->max_model_len, 0, 1 << 24, &s->max_model_len, err)) != QWEN_OK ||
+		(rc = parse_number("max_sequences", o->max_sequences, 1, 1 << 16, &s->max_sequences, err)) != QWEN_OK)
+		return rc;
 	if (!o->kv_memory || !*o->kv_memory || !strcmp(o->kv_memory, "auto") ||
 		qwen_parse_size(o->kv_memory, strlen(o->kv_memory), &s->kv_memory))
-		return true;
-	fprintf(stderr, "qwen-engine: --kv-memory must be auto or a size such as 512MB or 2GiB, not \"%s\"\n",
-			o->kv_memory);
-	return false;
+		return QWEN_OK;
+	qwen_fail(err, QWEN_INVALID, "invalid value for qwen.kv_memory: \"%.40s\"", o->kv_memory);
+	return qwen_fail_hint(err, "It must be auto or a size such as 512MB or 2GiB.");
 }
 
 /* -1 to go on, else the exit status. */
@@ -79,19 +100,19 @@ parse_options(int argc, char **argv, plan_options *o, const char **model)
 		return rc;
 	*model = parsed.path;
 	if (*model && **model)
-		return check_options(o) ? -1 : 2;
+		return -1;
 	fprintf(stderr, "qwen-engine: plan needs a model: -m MODEL\n");
 	return 2;
 }
 
 static qwen_status
-make_plan(const plan_options *o, const char *model, qwen_geometry *geometry, qwen_plan *plan, qwen_error *err)
+make_plan(plan_options *o, const char *model, qwen_geometry *geometry, qwen_plan *plan, qwen_error *err)
 {
 	qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES];
 	int n;
-	qwen_status rc = qwen_geometry_read(model, geometry, err);
+	qwen_status rc = parse_numbers(o, err);
 
-	if (rc != QWEN_OK)
+	if (rc != QWEN_OK || (rc = qwen_geometry_read(model, geometry, err)) != QWEN_OK)
 		return rc;
 	if (!o->devices)
 		n = qwen_machine_devices(devices);

@@ -14,7 +14,7 @@
  *	  options.c		named arguments and options jsonb -> request
  *	  batch_plan.c, batch_rewrite.c, batch_exec.c, batch_cache.c, batch_explain.c
  *					the plan node QwenBatch (batch.h)
- *	  generate.c, chat.c, stream.c, tokens.c, status.c, admin.c
+ *	  generate.c, chat.c, stream.c, tokens.c, status.c, plan.c, admin.c
  *					SQL functions
  *
  *-------------------------------------------------------------------------

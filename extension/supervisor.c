@@ -103,15 +103,12 @@ qwen_engine_read_settings(void)
 {
 	EngineCommand next = {0};
 	MemoryContext old;
-	char share[MAXPGPATH];
 
 	next.context = AllocSetContextCreate(TopMemoryContext, "qwen engine command", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(next.context);
 
-	get_share_path(my_exec_path, share);
-	next.model = qwen_model[0] != '\0' ? pstrdup(qwen_model) : psprintf("%s/qwen/demo-model", share);
-
-	next.args[next.n_args++] = psprintf("%s/qwen-engine", pkglib_path);
+	next.model = qwen_model_path();
+	next.args[next.n_args++] = qwen_engine_path();
 	next.args[next.n_args++] = pstrdup("serve");
 	add_option(&next, "--fd", psprintf("%d", ENGINE_FD));
 	add_option(&next, "-m", next.model);
@@ -132,6 +129,25 @@ qwen_engine_read_settings(void)
 		MemoryContextDelete(command.context);
 	command = next;
 	return note_settings(&command);
+}
+
+/* What qwen.model means: empty is the bundled model. palloc'd. */
+char *
+qwen_model_path(void)
+{
+	char share[MAXPGPATH];
+
+	if (qwen_model[0] != '\0')
+		return pstrdup(qwen_model);
+	get_share_path(my_exec_path, share);
+	return psprintf("%s/qwen/demo-model", share);
+}
+
+/* The program, which is installed beside the library. palloc'd. */
+char *
+qwen_engine_path(void)
+{
+	return psprintf("%s/qwen-engine", pkglib_path);
 }
 
 /* Empty is the same as not given. */
