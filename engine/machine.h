@@ -8,8 +8,8 @@
 #include "plan.h"
 
 /*
- * Fills in the processor, and the GPUs when the CUDA plug-in stands beside this program and finds some; returns how many
- * there are.
+ * Fills in the GPUs, when the CUDA plug-in stands beside this program and finds some, and the processor; returns how
+ * many there are.
  */
 int qwen_machine_devices(qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES]);
 

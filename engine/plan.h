@@ -160,8 +160,8 @@ bool qwen_parse_size(const char *text, size_t len, uint64_t *out);
 qwen_status qwen_plan_describe(const char *text, qwen_plan_device *devices, int *n, qwen_error *err);
 
 /*
- * Adds the processors "cpu:0", "cpu:1" ... that settings name to devices that have only "cpu": several devices may share
- * one processor, each with its own budget; without a limit each gets an equal part.
+ * Puts the processors "cpu:0", "cpu:1" ... that settings name in the place of "cpu": several devices may share one
+ * processor, each with its own budget; what has no limit gets an equal part of the rest.
  */
 qwen_status qwen_plan_divide_cpu(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n,
 								 qwen_error *err);

@@ -222,7 +222,7 @@ more_memory_never_hurts(void **state)
 
 /* ---- the best cuts ---- */
 
-/* Items [0, cut[0]) on device 0, [cut[0], cut[1]) on device 1, ...: as a map. Item 0 is the embedding, the last the head. */
+/* Items [0, cut[0]) on device 0, [cut[0], cut[1]) on device 1, ...: as a map. The first and last are the two ends. */
 static void
 write_map(const qwen_geometry *g, const int *cut, int n, char *out, size_t size)
 {
