@@ -106,13 +106,13 @@ parse_options(int argc, char **argv, plan_options *o, const char **model)
 }
 
 static qwen_status
-make_plan(plan_options *o, const char *model, qwen_geometry *geometry, qwen_plan *plan, qwen_error *err)
+make_plan(const plan_options *o, const char *model, qwen_geometry *geometry, qwen_plan *plan, qwen_error *err)
 {
 	qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES];
 	int n;
-	qwen_status rc = parse_numbers(o, err);
+	qwen_status rc = qwen_geometry_read(model, geometry, err);
 
-	if (rc != QWEN_OK || (rc = qwen_geometry_read(model, geometry, err)) != QWEN_OK)
+	if (rc != QWEN_OK)
 		return rc;
 	if (!o->devices)
 		n = qwen_machine_devices(devices);
@@ -325,19 +325,22 @@ print_refusal(const qwen_plan *plan)
 		printf("  %s\n", plan->remedies[i].text);
 }
 
-/* With --json an error is the result, so that a program need not read two streams. */
+/* With --json an error is the result, so that a program need not read two streams. Returns the exit status. */
 static int
-fail(const plan_options *o, const qwen_error *err)
+fail(const plan_options *o, const qwen_error *err, int status)
 {
 	json_t *object;
 
 	if (!o->json)
-		return qwen_cli_fail(err);
+	{
+		qwen_cli_fail(err);
+		return status;
+	}
 	object = json_pack("{s:s, s:s, s:s, s:s}", "error", err->message, "code", qwen_sqlstate(err->status), "detail",
 					   err->detail, "hint", err->hint);
 	qwen_cli_print(object);
 	json_decref(object);
-	return 1;
+	return status;
 }
 
 int
@@ -352,8 +355,10 @@ qwen_cmd_plan(int argc, char **argv)
 
 	if (rc >= 0)
 		return rc;
+	if (parse_numbers(&o, &err) != QWEN_OK)
+		return fail(&o, &err, 2);
 	if (make_plan(&o, model, &geometry, &plan, &err) != QWEN_OK)
-		return fail(&o, &err);
+		return fail(&o, &err, 1);
 	if (o.json)
 	{
 		print_json(&geometry, &plan);

@@ -281,11 +281,10 @@ offer_together(trials *t)
 
 	for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++)
 	{
-		bool narrower = is_new(t->original, &pairs[i][0]);
-
-		if (narrower && !fits(t, pairs[i], 1))
-			offer_length(t, pairs[i], 1);
-		if (narrower && is_new(t->original, &pairs[i][1]) && !offer(t, pairs[i], 2))
+		if (!is_new(t->original, &pairs[i][0]) || fits(t, pairs[i], 1)) /* enough alone */
+			continue;
+		offer_length(t, pairs[i], 1);
+		if (is_new(t->original, &pairs[i][1]) && !offer(t, pairs[i], 2))
 			offer_length(t, pairs[i], 2);
 	}
 }
