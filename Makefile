@@ -9,7 +9,7 @@
 #   make check            all tests, on throw-away servers (bash test/check)
 #   make unit             unit tests; unit-asan: under ASan and UBSan
 #   make fuzz             fuzz targets, FUZZ_SECONDS each; fuzz-replay: the corpora alone, no clang needed
-#   make bench            measure the engine, and the way from SQL to it
+#   make bench            measure the engine, beside the programs in PEER=DIR:DIR if given, and the way from SQL to it
 #   make gpucheck         tests that need a GPU
 
 # PGXS has a check target of its own, which only says that it cannot; ours wants nothing of PGXS.
@@ -88,6 +88,7 @@ uninstall-engine:
 
 .PHONY: bench
 bench: all
+	python3 test/bench/cpu.py
 	bash test/bench/run
 	bash test/bench/rows
 

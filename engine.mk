@@ -37,8 +37,12 @@ $(BUILD)/%.o: %.c
 # neither reassociate nor fuse on its own.
 KERNEL_MATH = -O3 -fno-signed-zeros -fno-trapping-math -ffp-contract=off
 $(BUILD)/kernels/cpu/%.o: ENGINE_CFLAGS += $(KERNEL_MATH)
-$(BUILD)/kernels/cpu/cpu_avx2.o: ENGINE_CFLAGS += -mavx2 -mfma -mf16c
-$(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
+FOR_AVX2 = -mavx2 -mfma -mf16c
+FOR_AVX512 = $(FOR_AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+$(BUILD)/kernels/cpu/cpu_avx2.o: ENGINE_CFLAGS += $(FOR_AVX2)
+$(BUILD)/kernels/cpu/cpu_avx512.o: ENGINE_CFLAGS += $(FOR_AVX512)
+$(BUILD)/kernels/cpu/cpu_avx512bf16.o: ENGINE_CFLAGS += $(FOR_AVX512) -mavx512bf16
+$(BUILD)/kernels/cpu/cpu_amx.o: ENGINE_CFLAGS += $(FOR_AVX512) -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8
 
 -include $(ENGINE_OBJ:.o=.d)
 
@@ -52,7 +56,7 @@ $(BUILD)/unit/%: test/unit/%.c $(wildcard test/unit/*.h) $(BUILD)/libqwen.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< $(BUILD)/libqwen.a $(ENGINE_LIBS) -lcmocka
 
-.PHONY: unit unit-asan
+.PHONY: unit unit-asan unit-tiles
 unit: $(UNIT_BIN)
 	CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(UNIT_BIN)
 
@@ -60,6 +64,13 @@ SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-fram
 
 unit-asan:
 	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan ENGINE_OPT='-O1 -g' ENGINE_EXTRA='$(SANITIZE)' unit
+
+# The set for AMX on a model of its tiles, which any processor with AVX-512 and BF16 can run: the tests that reach it.
+TILE_TESTS = kernels attention tiles forward
+
+unit-tiles:
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/tiles ENGINE_EXTRA=-DQWEN_EMULATE_TILES \
+		UNIT_BIN='$(TILE_TESTS:%=$(BUILD)/tiles/unit/test_%)' $(BUILD)/tiles/qwen-engine unit
 
 # ---- fuzz targets: test/fuzz/fuzz_NAME.c over test/fuzz/corpus/NAME ----
 

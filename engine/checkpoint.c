@@ -45,6 +45,18 @@ struct qwen_checkpoint
 
 /* ---- reading ---- */
 
+/* The file is shorter than when it was opened. */
+static qwen_status
+fail_short(const checkpoint_file *f, qwen_error *err)
+{
+	struct stat st = {0};
+
+	fstat(f->fd, &st);
+	qwen_fail(err, QWEN_IO, "\"%s\" ends too early", f->name);
+	return qwen_fail_detail(err, "It had %llu bytes when it was opened and ends at byte %llu now.",
+							(unsigned long long) f->size, (unsigned long long) st.st_size);
+}
+
 /* Reads exactly bytes bytes at an offset, in as many calls as it takes. */
 static qwen_status
 read_at(const checkpoint_file *f, uint64_t offset, void *dst, size_t bytes, qwen_error *err)
@@ -58,11 +70,7 @@ read_at(const checkpoint_file *f, uint64_t offset, void *dst, size_t bytes, qwen
 		if (n > 0)
 			done += (size_t) n;
 		else if (n == 0)
-		{
-			qwen_fail(err, QWEN_IO, "\"%s\" ends too early", f->name);
-			return qwen_fail_detail(err, "It had %llu bytes when it was opened and ends at byte %llu now.",
-									(unsigned long long) f->size, (unsigned long long) (offset + done));
-		}
+			return fail_short(f, err);
 		else if (errno != EINTR)
 		{
 			qwen_fail(err, QWEN_IO, "could not read \"%s\": %s", f->name, strerror(errno));

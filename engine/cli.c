@@ -48,7 +48,11 @@ add_model_options(option_list *list, qwen_model_options *model, model_numbers *n
 	const qwen_cli_option common[] = {
 		{"device-map", 0, "MAP", "where the model goes: auto, cpu", &model->device_map, NULL},
 		{"dtype", 0, "TYPE", "auto (the checkpoint's), bfloat16, float16, float32", &model->dtype, NULL},
-		{"kernels", 0, "SET", "auto, ref, portable, avx2, avx512", &model->kernels, NULL},
+		{"quantization", 0, "TYPE", "none, int8, int4: the matrices are quantised while they are read",
+		 &model->quantization, NULL},
+		{"kv-dtype", 0, "TYPE", "of the KV cache: auto (as dtype), bfloat16, float16, float32, int8", &model->kv_dtype,
+		 NULL},
+		{"kernels", 0, "SET", "auto, ref, portable, avx2, avx512, avx512bf16, amx", &model->kernels, NULL},
 		{"kv-memory", 0, "SIZE", "memory for the KV cache, e.g. 2GiB (default: auto)", &numbers->kv_memory, NULL},
 		{"max-model-len", 0, "N", "tokens of one sequence (default: the model's)", &numbers->max_model_len, NULL},
 		{"max-sequences", 0, "N", "sequences decoded at once (default: 256)", &numbers->max_sequences, NULL},
@@ -195,8 +199,13 @@ qwen_cli_parse(int argc, char **argv, const char *usage, const qwen_cli_option *
 	const qwen_cli_option path[] = {{"model", 'm', "MODEL", "model folder", &model->path, NULL}, {NULL}};
 	int rc;
 
-	*model = (qwen_model_options){
-		.device_map = "auto", .kernels = "auto", .dtype = "auto", .max_sequences = 256, .step_tokens = 512};
+	*model = (qwen_model_options){.device_map = "auto",
+								  .kernels = "auto",
+								  .dtype = "auto",
+								  .quantization = "none",
+								  .kv_dtype = "auto",
+								  .max_sequences = 256,
+								  .step_tokens = 512};
 	add_options(&list, path);
 	if (weights)
 		add_model_options(&list, model, &numbers);

@@ -6,8 +6,8 @@
  * tokenizer nor sampler is in the figures.  Three tests, as llama-bench has
  * them: a prompt of P tokens, N tokens decoded from an empty context, and S
  * sequences with a prompt of their own decoded together.  Each figure stands
- * beside its ceiling: the time in which the measured bandwidth moves the
- * bytes, or the measured matrix rate does the operations, whichever is more.
+ * beside its ceiling, what the rates measured on this machine in the same run
+ * would allow: see roofline.h.
  */
 #include <math.h>
 #include <stdio.h>
@@ -16,6 +16,7 @@
 
 #include "cli.h"
 #include "measure.h"
+#include "roofline.h"
 
 #define MAX_BATCHES 16
 #define MAX_REPETITIONS 100
@@ -41,7 +42,8 @@ typedef struct bench_row
 	double rate;         /* tokens a second; of a batch, decode alone */
 	double prefill_rate; /* 0: not part of the test */
 	double deviation;    /* of rate */
-	double ceiling;
+	double ceiling;      /* of rate */
+	qwen_work work;      /* of one repetition, of the part that rate is of */
 } bench_row;
 
 typedef struct bench
@@ -57,8 +59,9 @@ typedef struct bench
 	qwen_batch_seq *seqs; /* [max_sequences] */
 	float *logits;        /* [max_sequences, vocab] */
 	uint32_t random;
-	double bandwidth;
-	double matrix_rate;
+	qwen_work work; /* since the last part of a test began */
+	qwen_rates rates;
+	double load_seconds;
 	bench_row out[MAX_BATCHES + 2];
 	int n_out;
 	qwen_error *err;
@@ -180,6 +183,7 @@ step(bench *b, int n_seqs, int first, int n)
 			b->positions[s * n + i] = first + i;
 		}
 	}
+	qwen_work_add(&b->work, b->model, n_seqs, first, n);
 	return qwen_model_forward(b->model, &batch, b->logits, b->err) == QWEN_OK;
 }
 
@@ -190,6 +194,7 @@ prefill(bench *b, int n_seqs, int n)
 	int most = qwen_model_step_tokens(b->model) / n_seqs;
 	double begin = qwen_seconds();
 
+	b->work = (qwen_work){0};
 	for (int first = 0; first < n; first += most)
 		if (!step(b, n_seqs, first, first + most < n ? most : n - first))
 			return -1;
@@ -202,26 +207,11 @@ decode(bench *b, int n_seqs, int context, int n)
 {
 	double begin = qwen_seconds();
 
+	b->work = (qwen_work){0};
 	for (int i = 0; i < n; i++)
 		if (!step(b, n_seqs, context + i, 1))
 			return -1;
 	return qwen_seconds() - begin;
-}
-
-/* Tokens a second that bandwidth and matrix rate allow for `rows` tokens in one pass over the weights. */
-static double
-ceiling(const bench *b, double rows, double context)
-{
-	const qwen_config *c = qwen_model_config(b->model);
-	double embedding = (double) c->vocab_size * c->hidden_size;
-	double parameters = (double) qwen_config_parameters(c) - (c->tied ? 0 : embedding);
-	double scale = (double) qwen_model_weight_bytes(b->model) / (double) qwen_config_parameters(c);
-	double bytes = parameters * scale + rows * context * (double) qwen_model_kv_token_bytes(b->model);
-	double move = b->bandwidth > 0 ? bytes / b->bandwidth : 0;
-	double compute = b->matrix_rate > 0 ? 2 * parameters * rows / b->matrix_rate : 0;
-	double time = move > compute ? move : compute;
-
-	return time > 0 ? rows / time : 0; /* 0: nothing could be measured */
 }
 
 static double
@@ -252,6 +242,7 @@ run_test(bench *b, const char *name, int n_seqs, int prompt, int generated)
 	bench_row *row = &b->out[b->n_out];
 	const double *main_rate = generated ? decode_rate : prefill_rate;
 	int n = b->set.repetitions;
+	double seconds;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -270,10 +261,9 @@ run_test(bench *b, const char *name, int n_seqs, int prompt, int generated)
 	row->rate = mean(main_rate, n);
 	row->deviation = deviation(main_rate, n);
 	row->prefill_rate = prompt ? mean(prefill_rate, n) : 0;
-	row->ceiling =
-		generated
-			? ceiling(b, n_seqs, prompt + generated / 2.0)
-			: ceiling(b, prompt < qwen_model_step_tokens(b->model) ? prompt : qwen_model_step_tokens(b->model), 0);
+	row->work = b->work;
+	seconds = qwen_work_seconds(&row->work, &b->rates);
+	row->ceiling = seconds > 0 ? n_seqs * (generated ? generated : prompt) / seconds : 0;
 	b->n_out++;
 	return true;
 }
@@ -305,19 +295,34 @@ print_table(const bench *b, const qwen_model_options *options)
 {
 	const qwen_device *dev = qwen_model_device(b->model);
 
-	printf("model %s, %.1f MB of weights, %s; kernels %s, %d threads; %.1f GB/s, %.0f GFLOP/s measured\n\n",
-		   options->path, (double) qwen_model_weight_bytes(b->model) / 1e6, qwen_model_dtype(b->model), dev->ops->name,
-		   dev->n_threads, b->bandwidth / 1e9, b->matrix_rate / 1e9);
-	printf("| test     | sequences | prompt | generated |   prefill t/s |             t/s |    ceiling |   %% |\n");
-	printf("|----------|----------:|-------:|----------:|--------------:|----------------:|-----------:|----:|\n");
+	printf("model %s, %s, quantization %s, %.1f MB of weights, cache %s; loaded in %.2f s\n", options->path,
+		   qwen_model_dtype(b->model), qwen_model_quantization(b->model),
+		   (double) qwen_model_weight_bytes(b->model) / 1e6, qwen_model_kv_dtype(b->model), b->load_seconds);
+	printf("kernels %s, %d threads; measured %.1f GB/s, %.0f Gop/s in products, %.0f Gop/s in attention\n\n",
+		   dev->ops->name, dev->n_threads, b->rates.bandwidth / 1e9, b->rates.linear / 1e9, b->rates.attention / 1e9);
+	printf("| test     | sequences | prompt | generated |   prefill t/s |             t/s |    ceiling |   %% | held "
+		   "by   |\n");
+	printf("|----------|----------:|-------:|----------:|--------------:|----------------:|-----------:|----:|---------"
+		   "--|\n");
 	for (int i = 0; i < b->n_out; i++)
 	{
 		const bench_row *r = &b->out[i];
 
-		printf("| %-8s | %9d | %6d | %9d | %13.1f | %8.1f ± %4.1f | %10.1f | %3.0f |\n", r->test, r->sequences,
+		printf("| %-8s | %9d | %6d | %9d | %13.1f | %8.1f ± %4.1f | %10.1f | %3.0f | %-9s |\n", r->test, r->sequences,
 			   r->prompt, r->generated, r->prefill_rate, r->rate, r->deviation, r->ceiling,
-			   r->ceiling > 0 ? 100 * r->rate / r->ceiling : 0);
+			   r->ceiling > 0 ? 100 * r->rate / r->ceiling : 0,
+			   qwen_work_moves(&r->work, &b->rates) ? "bandwidth" : "products");
 	}
+}
+
+static json_t *
+row_object(const bench_row *r)
+{
+	return json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "test", r->test, "sequences",
+					 r->sequences, "prompt", r->prompt, "generated", r->generated, "tokens_per_second", r->rate,
+					 "prefill_tokens_per_second", r->prefill_rate, "deviation", r->deviation, "ceiling", r->ceiling,
+					 "bytes", r->work.bytes, "linear_operations", r->work.linear, "attention_operations",
+					 r->work.attention);
 }
 
 static void
@@ -328,16 +333,13 @@ print_json(const bench *b, const qwen_model_options *options)
 	json_t *all;
 
 	for (int i = 0; i < b->n_out; i++)
-	{
-		const bench_row *r = &b->out[i];
-
-		json_array_append_new(rows, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f}", "test", r->test, "sequences",
-											  r->sequences, "prompt", r->prompt, "generated", r->generated,
-											  "tokens_per_second", r->rate, "prefill_tokens_per_second",
-											  r->prefill_rate, "deviation", r->deviation, "ceiling", r->ceiling));
-	}
-	all = json_pack("{s:s, s:s, s:i, s:I, s:o}", "model", options->path, "kernels", dev->ops->name, "threads",
-					dev->n_threads, "weights_bytes", (json_int_t) qwen_model_weight_bytes(b->model), "rows", rows);
+		json_array_append_new(rows, row_object(&b->out[i]));
+	all = json_pack("{s:s, s:s, s:i, s:I, s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:o}", "model", options->path, "kernels",
+					dev->ops->name, "threads", dev->n_threads, "weights_bytes",
+					(json_int_t) qwen_model_weight_bytes(b->model), "dtype", qwen_model_dtype(b->model), "quantization",
+					qwen_model_quantization(b->model), "kv_dtype", qwen_model_kv_dtype(b->model), "load_seconds",
+					b->load_seconds, "bandwidth", b->rates.bandwidth, "linear_rate", b->rates.linear, "attention_rate",
+					b->rates.attention, "rows", rows);
 	qwen_cli_print(all);
 	json_decref(all);
 }
@@ -351,7 +353,6 @@ prepare(bench *b)
 	size_t tokens = (size_t) qwen_model_step_tokens(b->model);
 	size_t seqs = (size_t) b->max_sequences;
 	size_t vocab = (size_t) qwen_model_config(b->model)->vocab_size;
-	qwen_device *dev = (qwen_device *) qwen_model_device(b->model);
 
 	if ((int64_t) b->max_sequences * b->seq_blocks > qwen_model_kv_blocks(b->model))
 	{
@@ -369,9 +370,19 @@ prepare(bench *b)
 	for (size_t s = 0; s < seqs; s++)
 		for (int i = 0; i < b->seq_blocks; i++)
 			b->blocks[s * (size_t) b->seq_blocks + (size_t) i] = (int32_t) (s + (size_t) i * seqs);
-	b->bandwidth = qwen_measure_bandwidth(dev->n_threads);
-	b->matrix_rate = qwen_measure_matrix(dev, QWEN_F32);
+	qwen_rates_measure(&b->rates, b->model);
 	return QWEN_OK;
+}
+
+/* The model between opening and the tests. */
+static qwen_status
+open_model(bench *b, const qwen_model_options *options)
+{
+	double begin = qwen_seconds();
+	qwen_status rc = qwen_model_open(options, qwen_cli_progress, NULL, &b->model, b->err);
+
+	b->load_seconds = qwen_seconds() - begin;
+	return rc == QWEN_OK ? prepare(b) : rc;
 }
 
 static void
@@ -398,8 +409,7 @@ qwen_cmd_bench(int argc, char **argv)
 		return rc;
 	size_model(&b, &options);
 	rc = 0;
-	if (qwen_model_open(&options, qwen_cli_progress, NULL, &b.model, &err) != QWEN_OK || prepare(&b) != QWEN_OK ||
-		!run_tests(&b))
+	if (open_model(&b, &options) != QWEN_OK || !run_tests(&b))
 		rc = qwen_cli_fail(&err);
 	else if (b.set.json)
 		print_json(&b, &options);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../kernels/cpu/cpu_units.h"
 #include "cli.h"
 #include "measure.h"
 #include "memory.h"
@@ -18,21 +19,27 @@ print_sets(const char *chosen)
 		char why[128] = "";
 		bool usable = qwen_kernel_set_usable(*set, why, sizeof(why));
 
-		printf("kernels    %-9s %s%s\n", *set, usable ? "usable" : why, !strcmp(*set, chosen) ? ", chosen" : "");
+		printf("kernels    %-10s %s%s%s\n", *set, usable ? "usable" : "skipped: ", why,
+			   !strcmp(*set, chosen) ? ", chosen" : "");
 	}
-	printf("kernels    %-9s not in this build\n", "amx");
 }
 
 /* Measured, not looked up: what this machine gives now, other load included. */
 static void
 print_rates(qwen_device *dev)
 {
-	static const qwen_dtype types[] = {QWEN_F32, QWEN_F16, QWEN_BF16};
+	static const qwen_dtype types[] = {QWEN_F32, QWEN_F16, QWEN_BF16, QWEN_INT8, QWEN_INT4};
 
 	printf("bandwidth  %.1f GB/s read, %d threads\n", qwen_measure_bandwidth(dev->n_threads) / 1e9, dev->n_threads);
 	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
-		printf("matrix     %.0f GFLOP/s, weights %s, %s kernels\n", qwen_measure_matrix(dev, types[i]) / 1e9,
-			   qwen_dtype_name(types[i]), dev->ops->name);
+	{
+		double unit = qwen_unit_rate(dev, types[i]);
+
+		printf("matrix     %.0f Gop/s", qwen_measure_matrix(dev, types[i]) / 1e9);
+		if (unit > 0)
+			printf(" of the unit's %.0f", unit / 1e9);
+		printf(", weights %s, %s kernels\n", qwen_dtype_name(types[i]), dev->ops->name);
+	}
 }
 
 int

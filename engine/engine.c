@@ -5,6 +5,7 @@
  * A step is: build a batch, run the forward pass, draw one token for every
  * sequence whose tokens are all computed, send what can be sent.
  */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -13,9 +14,11 @@
 
 static qwen_status open_tokenizer(qwen_engine *e, const char *path, qwen_error *err);
 static bool mark_allowed(qwen_engine *e);
+static bool open_samplers(qwen_engine *e, size_t rows);
 static void collect_eos(qwen_engine *e);
 static void announce(const qwen_engine *e);
-static void advance(qwen_engine *e, qwen_sequence *seq, float *logits);
+static void draw(qwen_engine *e, int32_t n);
+static void advance(qwen_engine *e, qwen_sequence *seq, int32_t id);
 static void finish(qwen_engine *e, qwen_sequence *seq, qwen_finish_reason reason, bool stopped);
 static void deliver(qwen_engine *e, qwen_sequence *seq);
 static void fail(qwen_engine *e, qwen_sequence *seq, const qwen_error *err);
@@ -40,7 +43,7 @@ qwen_engine_open(const qwen_model_options *options, qwen_progress_fn progress, v
 	vocab = (size_t) qwen_model_config(e->model)->vocab_size;
 	rows = (size_t) qwen_model_max_sequences(e->model);
 	e->logits = malloc(rows * vocab * sizeof(float));
-	if (e->logits == NULL || !mark_allowed(e) || !(e->sampler = qwen_sampler_new((int32_t) vocab, e->allowed)) ||
+	if (e->logits == NULL || !mark_allowed(e) || !open_samplers(e, rows) ||
 		getrandom(e->kv_key, sizeof(e->kv_key), 0) != sizeof(e->kv_key) ||
 		!qwen_scheduler_init(&e->scheduler, (int32_t) rows, qwen_model_step_tokens(e->model),
 							 qwen_model_kv_blocks(e->model), e->kv_key))
@@ -64,7 +67,11 @@ qwen_engine_close(qwen_engine *e)
 	if (!e)
 		return;
 	qwen_scheduler_destroy(&e->scheduler);
-	qwen_sampler_free(e->sampler);
+	for (int32_t i = 0; e->samplers && i < e->n_samplers; i++)
+		qwen_sampler_free(e->samplers[i]);
+	free(e->samplers);
+	free(e->drawing);
+	free(e->drawn);
 	free(e->logits);
 	free(e->allowed);
 	qwen_model_close(e->model);
@@ -110,6 +117,25 @@ mark_allowed(qwen_engine *e)
 		return false;
 	for (int32_t id = 0; id < vocab; id++)
 		e->allowed[id] = qwen_tokenizer_token(e->tokenizer, id, &len) != NULL;
+	return true;
+}
+
+/* One for each thread, as they hold scratch memory; more than rows would have nothing to do. */
+static bool
+open_samplers(qwen_engine *e, size_t rows)
+{
+	int32_t vocab = qwen_model_config(e->model)->vocab_size;
+	int32_t n = qwen_model_device(e->model)->n_threads;
+
+	e->n_samplers = (size_t) n < rows ? n : (int32_t) rows;
+	e->samplers = calloc((size_t) e->n_samplers, sizeof(*e->samplers));
+	e->drawing = calloc(rows, sizeof(*e->drawing));
+	e->drawn = calloc(rows, sizeof(*e->drawn));
+	if (!e->samplers || !e->drawing || !e->drawn)
+		return false;
+	for (int32_t i = 0; i < e->n_samplers; i++)
+		if (!(e->samplers[i] = qwen_sampler_new(vocab, e->allowed)))
+			return false;
 	return true;
 }
 
@@ -190,8 +216,7 @@ qwen_status
 qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 {
 	qwen_scheduler *s = &e->scheduler;
-	size_t vocab = (size_t) qwen_model_config(e->model)->vocab_size;
-	size_t row = 0;
+	int32_t rows = 0;
 	uint64_t begin = qwen_now_us();
 
 	*ran = qwen_scheduler_build(s);
@@ -210,8 +235,11 @@ qwen_engine_step(qwen_engine *e, bool *ran, qwen_error *err)
 		seq->done.steps++;
 		seq->done.batched_tokens += (uint64_t) s->batch.n_tokens;
 		if (qwen_sequence_pending(seq) == 0)
-			advance(e, seq, e->logits + vocab * row++);
+			e->drawing[rows++] = seq;
 	}
+	draw(e, rows);
+	for (int32_t i = 0; i < rows; i++)
+		advance(e, e->drawing[i], e->drawn[i]);
 	return QWEN_OK;
 }
 
@@ -238,12 +266,45 @@ is_eos(const qwen_engine *e, int32_t id)
 	return false;
 }
 
-/* Draws the sequence's next token and sends what that completes. */
-static void
-advance(qwen_engine *e, qwen_sequence *seq, float *logits)
+/* The rows of a step that are to be drawn, shared among the samplers. */
+typedef struct draw_job
 {
-	int32_t id =
-		qwen_sample(e->sampler, &seq->sampling, logits, seq->tokens.data, (int32_t) seq->tokens.len, seq->n_prompt);
+	qwen_engine *e;
+	int32_t rows;
+	atomic_int next; /* row that nobody has taken */
+} draw_job;
+
+/* A qwen_loop_fn: one item a sampler. It takes rows until there are none. */
+static void
+draw_rows(void *arg, int64_t begin, int64_t end)
+{
+	draw_job *job = arg;
+	qwen_engine *e = job->e;
+	size_t vocab = (size_t) qwen_model_config(e->model)->vocab_size;
+
+	for (int64_t i = begin; i < end; i++)
+		for (int row; (row = atomic_fetch_add(&job->next, 1)) < job->rows;)
+		{
+			const qwen_sequence *seq = e->drawing[row];
+
+			e->drawn[row] = qwen_sample(e->samplers[i], &seq->sampling, e->logits + vocab * (size_t) row,
+										seq->tokens.data, (int32_t) seq->tokens.len, seq->n_prompt);
+		}
+}
+
+/* Draws the next tokens of the first n of e->drawing. */
+static void
+draw(qwen_engine *e, int32_t n)
+{
+	draw_job job = {.e = e, .rows = n};
+
+	qwen_model_loop(e->model, n < e->n_samplers ? n : e->n_samplers, 1, draw_rows, &job);
+}
+
+/* Adds the sequence's next token and sends what that completes. */
+static void
+advance(qwen_engine *e, qwen_sequence *seq, int32_t id)
+{
 	bool stopped = false;
 
 	if (seq->tokens.len == (size_t) seq->n_prompt)

@@ -24,7 +24,10 @@ struct qwen_engine
 
 	/* of the stepping thread */
 	qwen_events events;
-	qwen_sampler *sampler;
+	qwen_sampler **samplers; /* [n_samplers] one for each thread that draws */
+	int32_t n_samplers;
+	qwen_sequence **drawing; /* [max_sequences] whose next token the step draws: a row of logits each */
+	int32_t *drawn;          /* [max_sequences] what it is */
 	qwen_scheduler scheduler;
 	float *logits; /* [max_sequences, vocab_size] */
 	uint64_t steps;

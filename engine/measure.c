@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "memory.h"
@@ -81,6 +82,22 @@ read_once(read_part *parts, int n)
 	return qwen_seconds() - begin;
 }
 
+/*
+ * Memory that is touched once; in huge pages where the system grants them, as the weights are, so that the walk through
+ * page tables is not what is measured.  NULL when there is none.
+ */
+static void *
+touched_memory(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		return NULL;
+	madvise(p, bytes, MADV_HUGEPAGE);
+	memset(p, 1, bytes); /* pages that were never written are all the same one */
+	return p;
+}
+
 double
 qwen_measure_bandwidth(int n_threads)
 {
@@ -90,9 +107,8 @@ qwen_measure_bandwidth(int n_threads)
 	uint64_t *data;
 	double best = 0;
 
-	if (qwen_memory_available() < 2 * READ_BYTES || !(data = malloc(READ_BYTES)))
+	if (qwen_memory_available() < 2 * READ_BYTES || !(data = touched_memory(READ_BYTES)))
 		return 0;
-	memset(data, 1, READ_BYTES); /* pages that were never written are all the same one */
 	for (int i = 0; i < n; i++)
 		parts[i] = (read_part){data + (size_t) i * words, words, 0};
 	for (int run = 0; run < RUNS; run++)
@@ -101,28 +117,90 @@ qwen_measure_bandwidth(int n_threads)
 
 		best = rate > best ? rate : best;
 	}
-	free(data);
+	munmap(data, READ_BYTES);
 	return best;
 }
 
-/* Shape of the measured product: weights and activations that stay in the second-level cache. */
-#define MATRIX_N 512
-#define MATRIX_K 512
-#define MATRIX_ROWS 96
+/* ---- matrix rate ---- */
 
-/* Times out = W x; the operands are set. */
+/* Shape of the measured product: the weights stay in the second-level cache, and the rows are as many as in prefill. */
+#define MATRIX_N 1024
+#define MATRIX_K 512
+#define MATRIX_ROWS 512
+#define MATRIX_RUNS 40
+
+/* What a product needs. */
+typedef struct product
+{
+	qwen_matrix w;  /* [MATRIX_N, MATRIX_K] */
+	void *x;        /* [MATRIX_ROWS, MATRIX_K] */
+	void *out;      /* [MATRIX_ROWS, MATRIX_N] */
+	void *scratch;  /* the device's, while we measure */
+	size_t x_bytes; /* of x and of out */
+	size_t scratch_bytes;
+} product;
+
+/* False when there is no memory; release then frees what there is. */
+static bool
+allocate_product(qwen_device *dev, product *p, qwen_dtype dtype)
+{
+	const qwen_ops *ops = dev->ops;
+
+	p->w = (qwen_matrix){.dtype = ops->matrix_dtype(dev, dtype), .n = MATRIX_N, .k = MATRIX_K};
+	p->w.bytes = ops->matrix_bytes(dev, p->w.dtype, MATRIX_N, MATRIX_K);
+	p->x_bytes = (size_t) MATRIX_ROWS * (MATRIX_K > MATRIX_N ? MATRIX_K : MATRIX_N) * dev->act_bytes;
+	p->scratch_bytes = ops->scratch_bytes(dev, MATRIX_ROWS, MATRIX_K);
+	p->w.data = ops->alloc(dev, p->w.bytes);
+	p->x = ops->alloc(dev, p->x_bytes);
+	p->out = ops->alloc(dev, p->x_bytes);
+	p->scratch = p->scratch_bytes ? ops->alloc(dev, p->scratch_bytes) : NULL;
+	return p->w.data && p->x && p->out && (p->scratch || !p->scratch_bytes);
+}
+
+static void
+release_product(qwen_device *dev, product *p)
+{
+	dev->ops->free(dev, p->w.data, p->w.bytes);
+	dev->ops->free(dev, p->x, p->x_bytes);
+	dev->ops->free(dev, p->out, p->x_bytes);
+	dev->ops->free(dev, p->scratch, p->scratch_bytes);
+}
+
+/* Weights at random, no zeros; activations are rows of them, which the device writes in whatever type it keeps. */
+static void
+fill_product(qwen_device *dev, product *p)
+{
+	float row[MATRIX_K];
+	int32_t ids[MATRIX_ROWS];
+	uint32_t random = 1;
+
+	for (int j = 0; j < MATRIX_N; j++)
+	{
+		for (int i = 0; i < MATRIX_K; i++)
+		{
+			random = random * 1664525u + 1013904223u;
+			row[i] = ((float) (random >> 8) + 0.5f) / (float) (1 << 23) - 1;
+		}
+		dev->ops->matrix_upload(dev, &p->w, j, 1, row, QWEN_F32);
+	}
+	for (int t = 0; t < MATRIX_ROWS; t++)
+		ids[t] = t % MATRIX_N;
+	dev->ops->embed(dev, p->x, &p->w, ids, MATRIX_ROWS);
+}
+
+/* Times out = W x. */
 static double
-time_linear(qwen_device *dev, void *out, const qwen_matrix *w, const void *x)
+time_product(qwen_device *dev, const product *p)
 {
 	const double operations = 2.0 * MATRIX_N * MATRIX_K * MATRIX_ROWS;
 	double best = 0;
 
-	for (int run = 0; run < 20 * RUNS; run++)
+	for (int run = 0; run < MATRIX_RUNS; run++)
 	{
 		double begin = qwen_seconds();
 		double rate;
 
-		dev->ops->linear(dev, out, w, NULL, x, MATRIX_ROWS);
+		dev->ops->linear(dev, p->out, &p->w, NULL, p->x, MATRIX_ROWS);
 		dev->ops->synchronize(dev);
 		rate = operations / (qwen_seconds() - begin);
 		best = rate > best ? rate : best;
@@ -133,26 +211,17 @@ time_linear(qwen_device *dev, void *out, const qwen_matrix *w, const void *x)
 double
 qwen_measure_matrix(qwen_device *dev, qwen_dtype dtype)
 {
-	const qwen_ops *ops = dev->ops;
-	size_t x_bytes = MATRIX_ROWS * MATRIX_K * dev->act_bytes, out_bytes = MATRIX_ROWS * MATRIX_N * dev->act_bytes;
-	qwen_matrix w = {.dtype = ops->matrix_dtype(dev, dtype), .n = MATRIX_N, .k = MATRIX_K};
-	float *row = malloc(MATRIX_K * sizeof(float));
-	void *x = ops->alloc(dev, x_bytes), *out = ops->alloc(dev, out_bytes);
+	product p = {0};
+	void *scratch = dev->scratch;
 	double rate = 0;
 
-	w.bytes = ops->matrix_bytes(dev, w.dtype, w.n, w.k);
-	w.data = ops->alloc(dev, w.bytes);
-	for (int i = 0; row && i < MATRIX_K; i++)
-		row[i] = (float) (i % 7) - 3;
-	if (row && x && out && w.data)
+	if (allocate_product(dev, &p, dtype))
 	{
-		for (int j = 0; j < MATRIX_N; j++)
-			ops->matrix_upload(dev, &w, j, 1, row, QWEN_F32);
-		rate = time_linear(dev, out, &w, x);
+		dev->scratch = p.scratch;
+		fill_product(dev, &p);
+		rate = time_product(dev, &p);
+		dev->scratch = scratch;
 	}
-	free(row);
-	ops->free(dev, w.data, w.bytes);
-	ops->free(dev, out, out_bytes);
-	ops->free(dev, x, x_bytes);
+	release_product(dev, &p);
 	return rate;
 }

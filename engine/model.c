@@ -67,10 +67,10 @@ allocate_cache(qwen_model *m, qwen_error *err)
 	{
 		qwen_status rc;
 
-		m->kv[i].dtype = qwen_model_kv_dtype(m);
+		m->kv[i].dtype = m->kv_dtype;
 		m->kv[i].n_blocks = m->kv_blocks;
-		if ((rc = allocate(m, &m->kv[i].k, m->kv_layer_bytes, err)) != QWEN_OK ||
-			(rc = allocate(m, &m->kv[i].v, m->kv_layer_bytes, err)) != QWEN_OK)
+		if ((rc = allocate(m, &m->kv[i].k, qwen_model_kv_layer_bytes(m), err)) != QWEN_OK ||
+			(rc = allocate(m, &m->kv[i].v, qwen_model_kv_layer_bytes(m), err)) != QWEN_OK)
 			return rc;
 	}
 	return QWEN_OK;
@@ -97,7 +97,7 @@ upload_rope(qwen_model *m, qwen_error *err)
 	return ok ? QWEN_OK : qwen_fail(err, QWEN_INTERNAL, "upload to %s failed", m->dev->name);
 }
 
-/* Cache, workspace and rope table. */
+/* Cache, workspace, what the operations need beside it, and rope table. */
 static qwen_status
 allocate_buffers(qwen_model *m, qwen_error *err)
 {
@@ -108,6 +108,8 @@ allocate_buffers(qwen_model *m, qwen_error *err)
 	if ((rc = allocate(m, &m->arena, m->arena_bytes, err)) != QWEN_OK)
 		return rc;
 	qwen_workspace_layout(m, &m->ws, m->arena);
+	if (m->scratch_bytes && (rc = allocate(m, &m->dev->scratch, m->scratch_bytes, err)) != QWEN_OK)
+		return rc;
 	if ((rc = allocate(m, &rope, m->rope_bytes, err)) != QWEN_OK)
 		return rc;
 	m->rope = rope;
@@ -122,8 +124,7 @@ load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *ch
 	 void *arg, qwen_error *err)
 {
 	qwen_weight_plan *plan;
-	qwen_status rc = qwen_weights_plan(&m->config, checkpoint, m->dev, options->dtype ? options->dtype : "auto",
-									   &m->weights, &plan, err);
+	qwen_status rc = qwen_weights_plan(&m->config, checkpoint, m->dev, options, &m->weights, &plan, err);
 
 	if (rc != QWEN_OK)
 		return rc;
@@ -183,9 +184,10 @@ free_buffers(qwen_model *m)
 {
 	for (int i = 0; m->kv && i < m->config.n_layers; i++)
 	{
-		m->dev->ops->free(m->dev, m->kv[i].k, m->kv_layer_bytes);
-		m->dev->ops->free(m->dev, m->kv[i].v, m->kv_layer_bytes);
+		m->dev->ops->free(m->dev, m->kv[i].k, qwen_model_kv_layer_bytes(m));
+		m->dev->ops->free(m->dev, m->kv[i].v, qwen_model_kv_layer_bytes(m));
 	}
+	m->dev->ops->free(m->dev, m->dev->scratch, m->scratch_bytes);
 	m->dev->ops->free(m->dev, m->rope, m->rope_bytes);
 	m->dev->ops->free(m->dev, m->arena, m->arena_bytes);
 	qwen_weights_free(&m->weights, m->dev);
@@ -203,7 +205,13 @@ qwen_model_close(qwen_model *m)
 	free(m);
 }
 
-/* ---- what callers may know ---- */
+/* ---- what callers may use and know ---- */
+
+void
+qwen_model_loop(qwen_model *m, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
+{
+	m->dev->ops->loop(m->dev, n, grain, fn, arg);
+}
 
 const qwen_config *
 qwen_model_config(const qwen_model *m)
@@ -232,7 +240,7 @@ qwen_model_kv_blocks(const qwen_model *m)
 uint64_t
 qwen_model_kv_token_bytes(const qwen_model *m)
 {
-	return 2 * (uint64_t) m->config.n_layers * m->kv_layer_bytes / ((uint64_t) m->kv_blocks * QWEN_KV_BLOCK);
+	return 2 * (uint64_t) m->config.n_layers * m->kv_block_bytes / QWEN_KV_BLOCK;
 }
 
 int
@@ -256,5 +264,19 @@ qwen_model_weight_bytes(const qwen_model *m)
 const char *
 qwen_model_dtype(const qwen_model *m)
 {
-	return qwen_dtype_name(m->weights.layers[0].qkv.dtype);
+	return qwen_dtype_name(m->weights.dtype);
+}
+
+const char *
+qwen_model_quantization(const qwen_model *m)
+{
+	qwen_dtype stored = m->weights.layers[0].qkv.dtype;
+
+	return stored == QWEN_INT8 || stored == QWEN_INT4 ? qwen_dtype_name(stored) : "none";
+}
+
+const char *
+qwen_model_kv_dtype(const qwen_model *m)
+{
+	return qwen_dtype_name(m->kv_dtype);
 }

@@ -14,11 +14,13 @@ typedef struct qwen_model qwen_model;
 
 typedef struct qwen_model_options
 {
-	const char *path;       /* model folder */
-	const char *device_map; /* "auto" or "cpu" in this version */
-	const char *kernels;    /* "auto", "ref", ... */
-	const char *dtype;      /* "auto", "bfloat16", "float16", "float32" */
-	int threads;            /* 0 = auto */
+	const char *path;         /* model folder */
+	const char *device_map;   /* "auto" or "cpu" in this version */
+	const char *kernels;      /* "auto", "ref", ... */
+	const char *dtype;        /* of matrices that are not quantised: "auto", "bfloat16", "float16", "float32" */
+	const char *quantization; /* "none", "int8", "int4" */
+	const char *kv_dtype;     /* "auto", the three of dtype, "int8" */
+	int threads;              /* 0 = auto */
 	int max_model_len; /* 0 = the configuration's max_position_embeddings (or what memory allows: never silently less) */
 	int max_sequences;    /* rows of logits and sequences in one step */
 	int step_tokens;      /* most tokens of one forward call */
@@ -26,7 +28,7 @@ typedef struct qwen_model_options
 	bool no_prefix_cache; /* of the engine: blocks of the cache are not shared between requests */
 } qwen_model_options;
 
-/* Called while loading, from the loading thread. */
+/* Called while loading, from any of the loading threads, but never from two at a time. */
 typedef void (*qwen_progress_fn)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 
 /*
@@ -45,12 +47,20 @@ uint64_t qwen_model_kv_token_bytes(const qwen_model *model); /* of the cache, al
 int qwen_model_step_tokens(const qwen_model *model);
 int qwen_model_max_sequences(const qwen_model *model);
 uint64_t qwen_model_weight_bytes(const qwen_model *model);
-const char *qwen_model_dtype(const qwen_model *model); /* of the stored matrices, e.g. "bfloat16" */
+const char *qwen_model_dtype(const qwen_model *model);        /* of the matrices, were they not quantised: "bfloat16" */
+const char *qwen_model_quantization(const qwen_model *model); /* of the layers' matrices: "none", "int8", "int4" */
+const char *qwen_model_kv_dtype(const qwen_model *model);     /* of the cache: "bfloat16" */
 
 /*
  * Runs one step.  Ids, positions and block numbers are checked by the caller (scheduler); at most step_tokens tokens
  * and max_sequences rows of logits.  logits[n_logits, vocab_size], host memory.  Fails only when the device has failed.
  */
 qwen_status qwen_model_forward(qwen_model *model, const qwen_batch *batch, float *logits, qwen_error *err);
+
+/*
+ * Calls fn for the items [0, n) on the threads of the device, in pieces of at most grain, and returns when all are done.
+ * Not while qwen_model_forward runs.
+ */
+void qwen_model_loop(qwen_model *model, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg);
 
 #endif

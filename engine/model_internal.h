@@ -31,11 +31,13 @@ struct qwen_model
 	qwen_weights weights;
 	qwen_heads heads;
 	qwen_kv_layer *kv;     /* [n_layers] */
-	size_t kv_layer_bytes; /* of the keys of one layer; the values take the same */
+	qwen_dtype kv_dtype;
+	size_t kv_block_bytes; /* of the keys of one layer in one block; the values take the same */
 	int kv_blocks;
 	qwen_workspace ws;
 	void *arena; /* the memory of ws */
 	size_t arena_bytes;
+	size_t scratch_bytes; /* of dev->scratch */
 	float *rope; /* [max_len, d] device */
 	size_t rope_bytes;
 	int max_len;
@@ -45,15 +47,15 @@ struct qwen_model
 
 /* model_plan.c: sizes. */
 
-/* How keys and values are kept. */
-qwen_dtype qwen_model_kv_dtype(const qwen_model *model);
-
 /* Bytes of the step's activations; when base is given, the pointers of ws are laid out there. */
 size_t qwen_workspace_layout(const qwen_model *model, qwen_workspace *ws, char *base);
 
+/* Bytes of the keys of one layer; the values take the same. */
+size_t qwen_model_kv_layer_bytes(const qwen_model *model);
+
 /*
- * Decides max_len and the number of cache blocks, and refuses what the memory cannot hold.  The weights are planned
- * already; nothing is allocated yet.
+ * Decides max_len, the type of the cache and the number of its blocks, and refuses what the memory cannot hold.  The
+ * weights are planned already; nothing is allocated yet.
  */
 qwen_status qwen_model_plan(qwen_model *model, const qwen_model_options *options, qwen_error *err);
 

@@ -3,7 +3,8 @@
  *	  What a model will need, compared with what the machine has, before
  *	  anything is allocated.
  *
- * Weights, activations, rope table and logits are given by the settings; the
+ * Weights, activations, rope table and logits are given by the settings, the
+ * size of a cache block and the operations' scratch memory by the device; the
  * KV cache takes what qwen.kv_memory says, or by itself enough for
  * max_sequences full sequences, but no more than a quarter of what the rest
  * leaves, and never less than one full sequence.  Nothing is made smaller
@@ -11,6 +12,7 @@
  */
 #include <stdbool.h>
 
+#include "dtype.h"
 #include "memory.h"
 #include "model_internal.h"
 
@@ -69,18 +71,49 @@ plan_length(qwen_model *m, int asked, qwen_error *err)
 	return qwen_fail_hint(err, "Lower qwen.max_model_len, or add YaRN rope scaling to config.json.");
 }
 
-qwen_dtype
-qwen_model_kv_dtype(const qwen_model *m)
+/* By itself the cache keeps what the model was published in: quantising the weights says nothing about it. */
+static qwen_status
+plan_kv_dtype(qwen_model *m, const char *asked, qwen_error *err)
 {
-	return m->dev->ops->kv_dtype(m->dev, m->weights.layers[0].qkv.dtype);
+	const qwen_ops *ops = m->dev->ops;
+	qwen_dtype wanted = m->weights.dtype;
+	bool chosen;
+	qwen_status rc = qwen_dtype_parse(&qwen_setting_kv_dtype, asked, &chosen, &wanted, err);
+
+	if (rc != QWEN_OK)
+		return rc;
+	m->kv_dtype = ops->kv_dtype(m->dev, wanted);
+	m->kv_block_bytes = ops->kv_block_bytes(m->dev, m->kv_dtype, &m->heads);
+	return QWEN_OK;
 }
 
 /* Bytes of all layers' keys and values in one block. */
 static uint64_t
 block_bytes(const qwen_model *m)
 {
-	return 2ull * (uint64_t) m->config.n_layers * QWEN_KV_BLOCK * (uint64_t) m->heads.n_kv * (uint64_t) m->heads.dim *
-		   qwen_dtype_bytes(qwen_model_kv_dtype(m));
+	return 2ull * (uint64_t) m->config.n_layers * m->kv_block_bytes;
+}
+
+size_t
+qwen_model_kv_layer_bytes(const qwen_model *m)
+{
+	return (size_t) m->kv_blocks * m->kv_block_bytes;
+}
+
+/* What the largest product of a step needs: of all tokens in the layers, of all rows of logits in the head. */
+static size_t
+scratch_bytes(const qwen_model *m)
+{
+	size_t (*bytes)(const qwen_device *, int32_t, int64_t) = m->dev->ops->scratch_bytes;
+	int64_t h = m->config.hidden_size, f = m->config.intermediate_size;
+	int64_t q = (int64_t) m->heads.n_q * m->heads.dim;
+	const size_t needs[] = {bytes(m->dev, m->step_tokens, h), bytes(m->dev, m->step_tokens, q),
+							bytes(m->dev, m->step_tokens, f), bytes(m->dev, m->max_sequences, h)};
+	size_t most = 0;
+
+	for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
+		most = needs[i] > most ? needs[i] : most;
+	return most;
 }
 
 /* Blocks of one sequence of full length. */
@@ -96,7 +129,8 @@ fixed_bytes(const qwen_model *m)
 {
 	uint64_t logits = (uint64_t) m->max_sequences * (uint64_t) m->config.vocab_size * sizeof(float);
 
-	return m->weights.bytes + qwen_workspace_layout(m, NULL, NULL) + m->rope_bytes + logits + MARGIN_BYTES;
+	return m->weights.bytes + qwen_workspace_layout(m, NULL, NULL) + m->scratch_bytes + m->rope_bytes + logits +
+		   MARGIN_BYTES;
 }
 
 /* Not even one sequence fits beside the weights. */
@@ -110,7 +144,8 @@ refuse_model(const qwen_model *m, uint64_t fixed, uint64_t one, uint64_t availab
 					 qwen_memory_text(need, sizeof(need), fixed + one),
 					 qwen_memory_text(weights, sizeof(weights), m->weights.bytes), m->max_len,
 					 qwen_memory_text(kv, sizeof(kv), one), qwen_memory_text(have, sizeof(have), available));
-	return qwen_fail_hint(err, "Lower qwen.max_model_len or qwen.max_sequences, or use a smaller model.");
+	return qwen_fail_hint(err, "Lower qwen.max_model_len or qwen.max_sequences, set qwen.quantization or "
+							   "qwen.kv_dtype to int8, or use a smaller model.");
 }
 
 /* qwen.kv_memory contradicts the rest: too small for one sequence, or larger than what is left. */
@@ -160,7 +195,6 @@ plan_cache(qwen_model *m, uint64_t asked, qwen_error *err)
 		return refuse_cache(m, asked, left, false, err);
 	blocks = (asked > 0 ? asked : automatic_cache(m, one, left)) / per_block;
 	m->kv_blocks = blocks < INT32_MAX ? (int) blocks : INT32_MAX;
-	m->kv_layer_bytes = (size_t) m->kv_blocks * (per_block / (2 * (uint64_t) m->config.n_layers));
 	return QWEN_OK;
 }
 
@@ -173,8 +207,10 @@ qwen_model_plan(qwen_model *m, const qwen_model_options *options, qwen_error *er
 	m->step_tokens = options->step_tokens;
 	if (m->max_sequences < 1 || m->step_tokens < 1)
 		return qwen_fail(err, QWEN_INVALID, "a step must have room for a token and a sequence");
-	if ((rc = plan_length(m, options->max_model_len, err)) != QWEN_OK)
+	if ((rc = plan_length(m, options->max_model_len, err)) != QWEN_OK ||
+		(rc = plan_kv_dtype(m, options->kv_dtype, err)) != QWEN_OK)
 		return rc;
+	m->scratch_bytes = scratch_bytes(m);
 	m->rope_bytes = (size_t) m->max_len * (size_t) m->config.head_dim * sizeof(float);
 	return plan_cache(m, options->kv_memory, err);
 }

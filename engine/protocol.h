@@ -46,7 +46,7 @@
 
 #define QWEN_VERSION "0.1.0" /* the release, as in qwen.control */
 
-#define QWEN_PROTOCOL 1 /* raised with every change of this file's structs */
+#define QWEN_PROTOCOL 2 /* raised with every change of this file's structs */
 
 #define QWEN_FRAME_MAX (1u << 30) /* longest payload of a frame */
 #define QWEN_DATA_MAX 1024        /* longest payload of a DATA frame */
@@ -255,6 +255,7 @@ typedef struct qwen_engine_state
 	char architecture[32]; /* "qwen3" */
 	char dtype[16];
 	char quantization[16];
+	char kv_dtype[16];
 	char kernels[16];
 	char device[32];
 	qwen_wire_error error;

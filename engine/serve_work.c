@@ -154,7 +154,8 @@ describe_model(const qwen_model *model, qwen_engine_state *state)
 	state->kv_tokens = (int64_t) qwen_model_kv_blocks(model) * QWEN_KV_BLOCK;
 	snprintf(state->architecture, sizeof(state->architecture), "%s", qwen_arch_name(config->arch));
 	snprintf(state->dtype, sizeof(state->dtype), "%s", qwen_model_dtype(model));
-	snprintf(state->quantization, sizeof(state->quantization), "none");
+	snprintf(state->quantization, sizeof(state->quantization), "%s", qwen_model_quantization(model));
+	snprintf(state->kv_dtype, sizeof(state->kv_dtype), "%s", qwen_model_kv_dtype(model));
 	snprintf(state->kernels, sizeof(state->kernels), "%s", device->ops->name);
 	snprintf(state->device, sizeof(state->device), "%s", device->name);
 }

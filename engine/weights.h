@@ -41,6 +41,7 @@ typedef struct qwen_weights
 	qwen_matrix embed;       /* [V, h] */
 	qwen_matrix head;        /* [V, h]; the same memory as embed when tied */
 	float *norm;             /* [h] */
+	qwen_dtype dtype;        /* of the layers' matrices, were they not quantised */
 	uint64_t bytes;          /* on the device */
 	qwen_allocation *memory; /* [n_memory] what was allocated there */
 	size_t n_memory;
@@ -51,19 +52,19 @@ typedef struct qwen_weight_plan qwen_weight_plan;
 
 /*
  * Finds every tensor that the configuration asks for, checks shapes and types, and fills *weights but for its pointers.
- * Everything that is missing, unexpected or of another shape is reported at once.  dtype: how matrices are stored,
- * "auto" keeps the checkpoint's type.  weights->bytes is what qwen_weights_load will allocate.
+ * Everything that is missing, unexpected or of another shape is reported at once.  options: dtype and quantization say
+ * how matrices are stored.  weights->bytes is what qwen_weights_load will allocate.
  */
 qwen_status qwen_weights_plan(const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_device *dev,
-							  const char *dtype, qwen_weights *weights, qwen_weight_plan **out, qwen_error *err);
+							  const qwen_model_options *options, qwen_weights *weights, qwen_weight_plan **out, qwen_error *err);
 void qwen_weight_plan_free(qwen_weight_plan *plan);
 
-/* Allocates and reads; each tensor is read once, through a bounded buffer. *weights is to be freed in every case. */
+/*
+ * Allocates and reads, on all threads of the device; each tensor is read once, through bounded buffers.  *weights is to
+ * be freed in every case.
+ */
 qwen_status qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_device *dev,
 							  qwen_progress_fn progress, void *arg, qwen_error *err);
 void qwen_weights_free(qwen_weights *weights, qwen_device *dev);
-
-/* Host memory that loading needs beside the weights. */
-#define QWEN_STAGING_BYTES ((size_t) 16 << 20)
 
 #endif

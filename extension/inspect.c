@@ -53,6 +53,7 @@ qwen_get_status(QwenStatus *status)
 	make_valid(status->engine.architecture);
 	make_valid(status->engine.dtype);
 	make_valid(status->engine.quantization);
+	make_valid(status->engine.kv_dtype);
 	make_valid(status->engine.kernels);
 	make_valid(status->engine.device);
 	make_valid(status->engine.error.message);

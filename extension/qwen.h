@@ -48,7 +48,6 @@ typedef enum QwenCache
 /* engine settings: sighup, take effect at qwen_reload() */
 extern char *qwen_model;
 extern char *qwen_device_map;
-extern char *qwen_dtype;
 extern int qwen_max_model_len;
 extern int qwen_max_sequences;
 extern char *qwen_kv_memory;

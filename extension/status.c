@@ -26,6 +26,7 @@ enum
 	STATUS_PARAMETERS,
 	STATUS_DTYPE,
 	STATUS_QUANTIZATION,
+	STATUS_KV_DTYPE,
 	STATUS_CONTEXT,
 	STATUS_MAX_SEQUENCES,
 	STATUS_DEVICE,
@@ -152,6 +153,7 @@ describe_model(const qwen_engine_state *engine, Datum *columns, bool *nulls)
 	set_datum(columns, nulls, STATUS_PARAMETERS, Int64GetDatum((int64) engine->parameters));
 	set_text(columns, nulls, STATUS_DTYPE, engine->dtype);
 	set_text(columns, nulls, STATUS_QUANTIZATION, engine->quantization);
+	set_text(columns, nulls, STATUS_KV_DTYPE, engine->kv_dtype);
 	set_datum(columns, nulls, STATUS_CONTEXT, Int32GetDatum(engine->context));
 	set_datum(columns, nulls, STATUS_MAX_SEQUENCES, Int32GetDatum(engine->max_sequences));
 	set_text(columns, nulls, STATUS_DEVICE, engine->device);

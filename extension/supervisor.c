@@ -79,6 +79,7 @@ static struct
 } engine = {.fd = -1};
 
 static void add_option(EngineCommand *cmd, const char *name, const char *value);
+static void add_choice(EngineCommand *cmd, const char *name, const char *setting, const char *standard);
 static void add_number(EngineCommand *cmd, const char *name, int value, int standard);
 static bool note_settings(const EngineCommand *cmd);
 static void start_engine(void);
@@ -114,8 +115,9 @@ qwen_engine_read_settings(void)
 	add_option(&next, "-m", next.model);
 	if (strcmp(qwen_device_map, "auto") != 0)
 		add_option(&next, "--device-map", qwen_device_map);
-	if (strcmp(qwen_dtype, "auto") != 0)
-		add_option(&next, "--dtype", qwen_dtype);
+	add_choice(&next, "--dtype", "qwen.dtype", "auto");
+	add_choice(&next, "--quantization", "qwen.quantization", "none");
+	add_choice(&next, "--kv-dtype", "qwen.kv_dtype", "auto");
 	if (strcmp(qwen_kv_memory, "auto") != 0)
 		add_option(&next, "--kv-memory", qwen_kv_memory);
 	if (!qwen_prefix_cache)
@@ -159,6 +161,16 @@ add_option(EngineCommand *cmd, const char *name, const char *value)
 	Assert(cmd->n_args + 2 < MAX_ARGS);
 	cmd->args[cmd->n_args++] = pstrdup(name);
 	cmd->args[cmd->n_args++] = pstrdup(value);
+}
+
+/* One of a few words, which the setting and the program share. */
+static void
+add_choice(EngineCommand *cmd, const char *name, const char *setting, const char *standard)
+{
+	const char *value = GetConfigOption(setting, false, false);
+
+	if (strcmp(value, standard) != 0)
+		add_option(cmd, name, value);
 }
 
 /* The program's own default is not passed on. */
@@ -451,6 +463,7 @@ terminate_texts(qwen_engine_state *state)
 	state->architecture[sizeof(state->architecture) - 1] = '\0';
 	state->dtype[sizeof(state->dtype) - 1] = '\0';
 	state->quantization[sizeof(state->quantization) - 1] = '\0';
+	state->kv_dtype[sizeof(state->kv_dtype) - 1] = '\0';
 	state->kernels[sizeof(state->kernels) - 1] = '\0';
 	state->device[sizeof(state->device) - 1] = '\0';
 	state->error.sqlstate[sizeof(state->error.sqlstate) - 1] = '\0';

@@ -3,17 +3,18 @@
  *	  Device memory of the processors whose memory is the process's own.
  *
  * Large allocations are mapped, so that zeroed memory costs nothing until it
- * is touched and the kernel may back it with huge pages; small ones come from
- * the heap, where sanitizers watch them.
+ * is touched, the kernel may back it with huge pages, and its pages come from
+ * all of a machine's memory; small ones come from the heap, where sanitizers
+ * watch them.
  */
 #include "host.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "convert.h"
+#include "numa.h"
 
 #define MAP_THRESHOLD ((size_t) 1 << 20)
 #define ALIGNMENT 64
@@ -29,6 +30,7 @@ qwen_host_alloc(qwen_device *dev, size_t bytes)
 		if (p == MAP_FAILED)
 			return NULL;
 		madvise(p, bytes, MADV_HUGEPAGE); /* advice: refusal costs speed alone */
+		qwen_numa_interleave(p, bytes);
 		return p;
 	}
 	if (posix_memalign(&p, ALIGNMENT, bytes ? bytes : 1) != 0)
@@ -83,12 +85,6 @@ qwen_host_no_scratch(const qwen_device *dev, int32_t rows, int64_t k)
 	return 0;
 }
 
-size_t
-qwen_host_matrix_bytes(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k)
-{
-	return (size_t) n * (size_t) k * qwen_dtype_bytes(dtype);
-}
-
 void
 qwen_widen(float *dst, const void *src, qwen_dtype source, int64_t n)
 {
@@ -102,51 +98,6 @@ qwen_widen(float *dst, const void *src, qwen_dtype source, int64_t n)
 	else
 		for (int64_t i = 0; i < n; i++)
 			dst[i] = qwen_f16_float(half[i]);
-}
-
-static float
-element(const void *src, qwen_dtype source, int64_t i)
-{
-	float f;
-
-	qwen_widen(&f, (const char *) src + (size_t) i * qwen_dtype_bytes(source), source, 1);
-	return f;
-}
-
-/* dst[n] = src[n] as float16; false when a finite value becomes infinite. */
-static bool
-narrow_to_f16(uint16_t *dst, const void *src, qwen_dtype source, int64_t n)
-{
-	bool fits = true;
-
-	for (int64_t i = 0; i < n; i++)
-	{
-		float f = element(src, source, i);
-
-		dst[i] = qwen_float_f16(f);
-		fits &= (dst[i] & 0x7fff) != 0x7c00 || isinf(f);
-	}
-	return fits;
-}
-
-bool
-qwen_host_matrix_upload(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
-						qwen_dtype source)
-{
-	size_t size = qwen_dtype_bytes(m->dtype);
-	char *dst = (char *) m->data + (size_t) row * (size_t) m->k * size;
-	int64_t n = n_rows * m->k;
-
-	if (m->dtype == source)
-		memcpy(dst, src, (size_t) n * size);
-	else if (m->dtype == QWEN_F32)
-		qwen_widen((float *) dst, src, source, n);
-	else if (m->dtype == QWEN_F16)
-		return narrow_to_f16((uint16_t *) dst, src, source, n);
-	else
-		for (int64_t i = 0; i < n; i++)
-			((uint16_t *) dst)[i] = qwen_float_bf16(element(src, source, i));
-	return true;
 }
 
 bool

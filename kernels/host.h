@@ -1,7 +1,7 @@
 /*
  * host.h
- *	  Device memory of the processors whose memory is the process's own, and
- *	  storing of weights there.  Shared by ref/ and cpu/.
+ *	  Device memory of the processors whose memory is the process's own.
+ *	  Shared by ref/ and cpu/.
  */
 #ifndef QWEN_HOST_H
 #define QWEN_HOST_H
@@ -21,10 +21,6 @@ void qwen_host_loop(qwen_device *dev, int64_t n, int64_t grain, qwen_loop_fn fn,
 size_t qwen_host_kv_block_bytes(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads);
 size_t qwen_host_no_scratch(const qwen_device *dev, int32_t rows, int64_t k);
 
-/* Row-major, without padding. */
-size_t qwen_host_matrix_bytes(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
-bool qwen_host_matrix_upload(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
-							 qwen_dtype source);
 bool qwen_host_vector_upload(qwen_device *dev, float *dst, const void *src, qwen_dtype source, int64_t n);
 
 /* dst[n] = src[n], widened. */

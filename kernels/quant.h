@@ -16,8 +16,8 @@
  * Activations are quantised anew in each product, row by row and group by
  * group: x = q s, q in -127 .. 127, s = max |x| / 127 as float.  The integer
  * sums of a group are exact, and every set adds the groups in order by
- * sum = fma(sum_of_group, d s, sum), with m s sum(q) first for int4: the
- * same bits wherever there is a fused multiply-add.
+ * sum = fma(sum_of_group, d s, sum), for int4 after sum = fma(m, s sum(q), sum):
+ * the same bits wherever there is a fused multiply-add.
  *
  * A cache of int8 has one scale for each token, kv head and side: max |x| / 127
  * as float.
@@ -40,11 +40,13 @@ qwen_bf16_up(float f)
 	return (uint16_t) ((qwen_float_bits(f) + 0xffff) >> 16);
 }
 
-/* The greatest bfloat16 that is not above f. */
+/* The greatest bfloat16 that is not above f; zero has no sign, as the least of several zeros would be any of them. */
 static inline uint16_t
 qwen_bf16_down(float f)
 {
-	return f < 0 ? (uint16_t) (qwen_bf16_up(-f) | 0x8000) : (uint16_t) (qwen_float_bits(f) >> 16);
+	if (f < 0)
+		return (uint16_t) (qwen_bf16_up(-f) | 0x8000);
+	return f > 0 ? (uint16_t) (qwen_float_bits(f) >> 16) : 0;
 }
 
 /* x rounded to the nearest integer in [lo, hi], ties to even; NaN gives lo. */

@@ -11,5 +11,7 @@ extern const qwen_ops qwen_ops_ref;
 extern const qwen_ops qwen_ops_portable;
 extern const qwen_ops qwen_ops_avx2;
 extern const qwen_ops qwen_ops_avx512;
+extern const qwen_ops qwen_ops_avx512bf16;
+extern const qwen_ops qwen_ops_amx;
 
 #endif

@@ -178,6 +178,7 @@ CREATE FUNCTION qwen_status(
 	OUT parameters bigint,
 	OUT dtype text,
 	OUT quantization text,
+	OUT kv_dtype text,
 	OUT context int,
 	OUT max_sequences int,
 	OUT device text,

@@ -1,142 +1,38 @@
 /*
  * cpu_attention.h
- *	  Head norms, RoPE, the paged cache and attention. Included by
- *	  cpu_kernels.h.
+ *	  Attention over the paged cache. Included by cpu_kernels.h.
  *
- * Attention is one pass with a running maximum and sum (online softmax), a
- * cache block of 16 tokens at a time.  The unit of work is up to TILE
- * consecutive tokens of one sequence with the query heads of one kv head:
- * keys and values of a block are widened once for all of them.  What a query
- * row computes depends only on its own position: blocks in order, up to the
- * row itself.  The output row doubles as the accumulator.
+ * The tokens of a step times the query heads of one kv head are the rows of a
+ * matrix, and TILE_ROWS of them are a tile.  A tile passes over its sequence
+ * in spans of SPAN tokens: scores of all rows, weights, weighted sum of the
+ * values, each a product of cpu_attention_product.h.  A span's result is
+ * relative to its own maximum; the spans of a row are added in order.
+ *
+ *	  span:		m = max score, s = sum of 2^(score - m), o[dim] = sum of 2^(score - m) v
+ *	  total:	M, S, O with M' = max(M, m), O' = O 2^(M - M') + o 2^(m - M'), S' likewise
+ *
+ * Where spans begin depends on the sequence alone, so a row has the same bits
+ * in a chunk of prefill and by itself, in any batch, on any number of threads.
+ * When there are fewer tiles than would keep all threads busy, the spans of a
+ * tile become work of their own, and their results wait to be added in order.
+ *
+ * Scores are in units of log 2, for exp2 is a product less than exp: queries
+ * are multiplied by log2(e) / sqrt(dim) before they are narrowed.
  */
+#include "cpu_kv.h"
+#include "cpu_attention_product.h"
 
-/* Tokens of a tile. */
-#define TILE 16
-/* Tokens whose heads are turned and stored by one thread at a time. */
-#define STORE_GRAIN 4
-
-/* First element of kv head g in a cache block. */
-INLINE int64_t
-cache_block(const qwen_heads *heads, int32_t block, int32_t g)
-{
-	return ((int64_t) block * heads->n_kv + g) * QWEN_KV_BLOCK * heads->dim;
-}
-
-/* Elements of a row of d_qkv. */
-INLINE int64_t
-qkv_width(const qwen_heads *heads)
-{
-	return (int64_t) (heads->n_q + 2 * heads->n_kv) * heads->dim;
-}
-
-/* ---- norm, rotate, store ---- */
-
-typedef struct store_job
-{
-	float *qkv;          /* [n_tokens, (n_q + 2 n_kv) dim] */
-	const float *q_norm; /* [dim] or NULL */
-	const float *k_norm; /* [dim] or NULL */
-	const float *rope;   /* [max_positions, rotary] */
-	const qwen_heads *heads;
-	const qwen_kv_layer *kv;
-	const qwen_batch *batch;
-} store_job;
-
-/* Pairs element i with i + half; table = cos[half] | sin[half]. */
-INLINE void
-rope_row(float *x, const float *table, int32_t half)
-{
-	int32_t i = 0;
-
-	for (; i + VL <= half; i += VL)
-	{
-		vf a = vf_load(x + i), b = vf_load(x + i + half);
-		vf c = vf_load(table + i), s = vf_load(table + i + half);
-
-		vf_store(x + i, a * c - b * s);
-		vf_store(x + i + half, b * c + a * s);
-	}
-	for (; i < half; i++)
-	{
-		float a = x[i], b = x[i + half];
-
-		x[i] = a * table[i] - b * table[i + half];
-		x[i + half] = b * table[i] + a * table[i + half];
-	}
-}
-
-/* x[dim] into the cache from element `cell` on. */
-INLINE void
-store_row(void *cache, int64_t cell, const float *x, int32_t dim, qwen_dtype dtype)
-{
-	uint16_t *half = (uint16_t *) cache + cell;
-
-	if (dtype == QWEN_F32)
-		memcpy((float *) cache + cell, x, (size_t) dim * sizeof(float));
-	else if (dtype == QWEN_BF16)
-		for (int32_t i = 0; i < dim; i++)
-			half[i] = qwen_float_bf16(x[i]);
-	else
-		for (int32_t i = 0; i < dim; i++) /* held to the range: one infinite key would spoil its whole sequence */
-			half[i] = qwen_float_f16(fminf(fmaxf(x[i], -65504.0f), 65504.0f));
-}
-
-/* One token's row of qkv; seq says where its cells are. */
-static void
-store_token(const store_job *job, const qwen_batch_seq *seq, int64_t t)
-{
-	const qwen_heads *heads = job->heads;
-	int32_t dim = heads->dim;
-	int32_t position = job->batch->positions[t];
-	int32_t block = seq->blocks[position / QWEN_KV_BLOCK];
-	float *q = job->qkv + t * qkv_width(heads);
-	float *k = q + (int64_t) heads->n_q * dim;
-	float *v = k + (int64_t) heads->n_kv * dim;
-
-	for (int32_t j = 0; j < heads->n_q + heads->n_kv; j++)
-	{
-		const float *w = j < heads->n_q ? job->q_norm : job->k_norm;
-		float *x = q + (int64_t) j * dim;
-
-		if (w)
-			norm_row(x, x, w, dim, heads->eps);
-		rope_row(x, job->rope + (int64_t) position * heads->rotary, heads->rotary / 2);
-	}
-	for (int32_t g = 0; g < heads->n_kv; g++)
-	{
-		int64_t cell = cache_block(heads, block, g) + (int64_t) (position % QWEN_KV_BLOCK) * dim;
-
-		store_row(job->kv->k, cell, k + (int64_t) g * dim, dim, job->kv->dtype);
-		store_row(job->kv->v, cell, v + (int64_t) g * dim, dim, job->kv->dtype);
-	}
-}
-
-/* Tokens [begin, end) of the batch. Sequences are in order of their tokens. */
-static void
-store_piece(void *arg, int64_t begin, int64_t end)
-{
-	const store_job *job = arg;
-	const qwen_batch_seq *seq = job->batch->seqs;
-
-	for (int64_t t = begin; t < end; t++)
-	{
-		while (t >= seq->first_token + seq->n_tokens)
-			seq++;
-		store_token(job, seq, t);
-	}
-}
-
-static void
-cpu_qk_rope_store(qwen_device *dev, void *d_qkv, const float *d_q_norm, const float *d_k_norm, const float *d_rope,
-				  const qwen_heads *heads, const qwen_kv_layer *kv, const qwen_batch *batch)
-{
-	store_job job = {d_qkv, d_q_norm, d_k_norm, d_rope, heads, kv, batch};
-
-	qwen_pool_run(dev->priv, batch->n_tokens, STORE_GRAIN, store_piece, &job);
-}
-
-/* ---- attention ---- */
+/* Rows of a tile: a span of keys and values is read from memory once for so many. */
+#define TILE_ROWS 32
+/* Tokens of a span: 64 KB of keys of 128 bfloat16 and as much of values, which stay in the cache for all rows. */
+#define SPAN 256
+#define SPAN_BLOCKS (SPAN / QWEN_KV_BLOCK)
+/* Words from one row of scores to the next; not a power of two, which would put all rows into the same cache sets. */
+#define SCORE_STRIDE (SPAN + STRIP)
+/* With fewer tiles for each thread the spans are handed out by themselves. */
+#define TILES_PER_THREAD 4
+/* Floats of the results that wait: those of one tile at the least, and on the caller's stack. */
+#define WAITING_FLOATS 65536
 
 typedef struct attention_job
 {
@@ -145,180 +41,589 @@ typedef struct attention_job
 	const qwen_heads *heads;
 	const qwen_kv_layer *kv;
 	const qwen_batch *batch;
-	float scale; /* 1 / sqrt(dim) */
+	int32_t group;     /* query heads of a kv head */
+	int32_t tile_rows; /* of the largest tile */
+	bool by_span;      /* an item is a span of a tile, not a tile */
+	int64_t first;     /* by span: the item that this round begins with */
+	float *waiting;    /* by span: results of the round, [items][result_floats] */
 } attention_job;
 
-/* Running maximum and sum of one query row. */
-typedef struct softmax_state
-{
-	float max;
-	float sum;
-} softmax_state;
-
-INLINE float
-vf_array_max(const float *x)
-{
-	float max = x[0];
-
-	for (int i = 1; i < QWEN_KV_BLOCK; i++)
-		max = x[i] > max ? x[i] : max;
-	return max;
-}
-
-/* p[16] = exp(p - max), and their sum, with the cells from n_keys on left out. */
-INLINE float
-block_weights(float *p, int n_keys, float max)
-{
-	vf sum = {0};
-
-	for (int i = 0; i < QWEN_KV_BLOCK; i += VL)
-		vf_store(p + i, vf_exp(vf_load(p + i) - max));
-	for (int i = n_keys; i < QWEN_KV_BLOCK; i++)
-		p[i] = 0;
-	for (int i = 0; i < QWEN_KV_BLOCK; i += VL)
-		sum += vf_load(p + i);
-	return vf_reduce_add(sum);
-}
-
-/* out[dim] = out * keep + sum over j of p[j] v[j, dim] */
-INLINE void
-add_values(float *out, float keep, const float *p, const float *v, int n_keys, int32_t dim)
-{
-	int32_t i = 0;
-
-	for (; i + VL <= dim; i += VL)
-	{
-		vf sum = vf_load(out + i) * keep;
-
-		for (int j = 0; j < n_keys; j++)
-			sum = vf_fma(vf_load(v + (int64_t) j * dim + i), vf_set(p[j]), sum);
-		vf_store(out + i, sum);
-	}
-	for (; i < dim; i++)
-	{
-		float sum = out[i] * keep;
-
-		for (int j = 0; j < n_keys; j++)
-			sum += v[(int64_t) j * dim + i] * p[j];
-		out[i] = sum;
-	}
-}
-
-/* One query row against the first n_keys cells of a block, already widened. */
-INLINE void
-attend_block(float *out, softmax_state *state, const float *q, const float *k, const float *v, int n_keys, int32_t dim,
-			 float scale)
-{
-	float p[QWEN_KV_BLOCK];
-	float max, keep;
-
-	for (int j = 0; j < QWEN_KV_BLOCK; j++)
-		p[j] = j < n_keys ? dot(q, k + (int64_t) j * dim, dim) * scale : -INFINITY;
-	max = vf_array_max(p);
-	max = max > state->max ? max : state->max;
-	keep = expf(state->max - max); /* 0 at the first block */
-	state->sum = state->sum * keep + block_weights(p, n_keys, max);
-	state->max = max;
-	add_values(out, keep, p, v, n_keys, dim);
-}
-
-/* Rows of a tile: n tokens from batch row `first` on, heads of kv head g. */
+/* Rows [first, first + n) of a sequence and kv head; row i is head i % group of the step's token i / group. */
 typedef struct attention_tile
 {
 	const qwen_batch_seq *seq;
-	int64_t first;
-	int32_t n;
 	int32_t g;
+	int32_t first;
+	int32_t n;
 } attention_tile;
 
-/* All query rows of the tile against the block that holds positions from `start` on. */
-static void
-tile_block(const attention_job *job, const attention_tile *at, softmax_state *states, int32_t start)
+/* The result of a span, or of all spans so far, for the rows of a tile. */
+typedef struct attention_result
 {
-	const qwen_heads *heads = job->heads;
-	int32_t group = heads->n_q / heads->n_kv;
-	int32_t dim = heads->dim;
-	int64_t cells = cache_block(heads, at->seq->blocks[start / QWEN_KV_BLOCK], at->g);
-	int32_t last = job->batch->positions[at->first + at->n - 1] - start + 1; /* cells that any row of the tile sees */
-	int32_t n_cells = last < QWEN_KV_BLOCK ? last : QWEN_KV_BLOCK;
-	int64_t size = (int64_t) qwen_dtype_bytes(job->kv->dtype);
-	float k[QWEN_KV_BLOCK * QWEN_MAX_HEAD_DIM];
-	float v[QWEN_KV_BLOCK * QWEN_MAX_HEAD_DIM];
+	float *max; /* [tile_rows] */
+	float *sum; /* [tile_rows] */
+	float *out; /* [tile_rows][dim'] */
+} attention_result;
 
-	widen_any(k, (const char *) job->kv->k + cells * size, (int64_t) n_cells * dim, job->kv->dtype);
-	widen_any(v, (const char *) job->kv->v + cells * size, (int64_t) n_cells * dim, job->kv->dtype);
-	for (int32_t i = 0; i < at->n; i++)
+/* What the work on one tile needs. */
+typedef struct attention_work
+{
+	const attention_job *job;
+	attention_tile tile;
+	int64_t stride;             /* words of a row of queries */
+	const char *k[SPAN_BLOCKS]; /* the span's blocks, kv head g */
+	const char *v[SPAN_BLOCKS];
+	const char *next[SPAN_BLOCKS];                          /* keys that will be wanted after these values */
+	float q_scale[TILE_ROWS];                               /* of int8's queries */
+	float p_scale[MAX_ROWS];                                /* of int8's weights */
+	_Alignas(64) uint32_t q[TILE_ROWS * QWEN_MAX_HEAD_DIM]; /* [n][stride] factors */
+	_Alignas(64) float scores[MAX_ROWS][SCORE_STRIDE];      /* then weights */
+	_Alignas(64) uint32_t p[MAX_ROWS][SCORE_STRIDE];        /* weights as factors, where those are not floats */
+} attention_work;
+
+/* ---- numbers ---- */
+
+/*
+ * 2^x for x <= 0, to about 1e-7.  x = n + r with |r| <= 1/2, n rounded by adding 1.5 * 2^23; 2^r by the polynomial of
+ * degree 5 with the least relative error among those that are 1 at 0; 2^n by adding n to the exponent.
+ */
+INLINE vf
+vf_exp2(vf x)
+{
+	static const float least[] = {9.6715126e-3f, 5.5507337e-2f, 2.4022242e-1f, 6.9314698e-1f, 1};
+	vf shifted, r, p;
+
+	x = vf_max(x, vf_set(-126));
+	shifted = x + 0x1.8p23f;
+	r = x - (shifted - 0x1.8p23f);
+	p = vf_set(1.3264727e-3f);
+	for (int i = 0; i < 5; i++)
+		p = vf_fma(p, r, vf_set(least[i]));
+	return (vf) ((vi) p + ((vi) shifted << 23));
+}
+
+/* The same for one number. */
+INLINE float
+scalar_exp2(float x)
+{
+	return vf_exp2(vf_set(x))[0];
+}
+
+/* out[n] = x[n] as int16, n a multiple of VL, by the scale that is returned. */
+INLINE float
+narrow_to_int16(uint32_t *out, const float *x, int64_t n)
+{
+	typedef int16_t narrow __attribute__((vector_size(VL * 2)));
+	vf largest = {0};
+	float max, inverse;
+
+	for (int64_t i = 0; i < n; i += VL)
+		largest = vf_max(vf_abs(vf_load(x + i)), largest);
+	max = vf_reduce_max(largest);
+	inverse = max > 0 ? 32767.0f / max : 0;
+	for (int64_t i = 0; i < n; i += VL)
 	{
-		int64_t t = at->first + i;
-		int32_t seen = job->batch->positions[t] - start + 1;
+		vi rounded = vf_round(vf_min(vf_load(x + i) * inverse, vf_set(32767)));
+		narrow shorts = __builtin_convertvector(rounded, narrow);
 
-		if (seen <= 0)
-			continue;
-		for (int32_t j = 0; j < group; j++)
+		memcpy((int16_t *) out + i, &shorts, sizeof(shorts));
+	}
+	return max / 32767.0f;
+}
+
+/* out[n] = x[n] as bfloat16, n a multiple of STRIP. */
+INLINE void
+narrow_to_bf16(uint32_t *out, const float *x, int64_t n)
+{
+#if BF16_PAIRS
+	for (int64_t i = 0; i < n; i += VL)
+	{
+		__m256bh pairs = _mm512_cvtneps_pbh(vf_load(x + i));
+
+		memcpy((uint16_t *) out + i, &pairs, sizeof(pairs));
+	}
+#endif
+}
+
+/* ---- scores ---- */
+
+INLINE int32_t
+row_position(const attention_work *w, int32_t row)
+{
+	return first_position(w->tile.seq) + (w->tile.first + row) / w->job->group;
+}
+
+/* The queries of the tile as factors. */
+INLINE void
+narrow_queries(attention_work *w, qwen_dtype dtype)
+{
+	const qwen_heads *heads = w->job->heads;
+	int32_t dim = heads->dim;
+	int64_t padded = round_up(dim, STRIP);
+	float factor = 1.44269504f / sqrtf((float) dim);
+	_Alignas(64) float x[QWEN_MAX_HEAD_DIM];
+
+	w->stride = padded * step_words(dtype) / kv_depth(dtype);
+	for (int32_t i = 0; i < w->tile.n; i++)
+	{
+		int64_t token = w->tile.seq->first_token + (w->tile.first + i) / w->job->group;
+		int64_t head = (int64_t) w->tile.g * w->job->group + (w->tile.first + i) % w->job->group;
+		const float *q = w->job->qkv + token * qkv_width(heads) + head * dim;
+		uint32_t *out = w->q + i * w->stride;
+
+		for (int32_t d = 0; d < padded; d += VL)
+			vf_store(x + d, row_load(q, d, dim) * factor);
+		if (dtype == QWEN_INT8)
+			w->q_scale[i] = narrow_to_int16(out, x, padded);
+		else if (dtype == QWEN_BF16 && BF16_PAIRS)
+			narrow_to_bf16(out, x, padded);
+		else
+			memcpy(out, x, (size_t) padded * sizeof(float));
+	}
+}
+
+/* Scores of rows [row, row + rows) of the tile against the first n blocks of the span. */
+INLINE void
+score_rows(attention_work *w, int32_t row, int n, qwen_dtype dtype, int rows)
+{
+	int32_t dim = w->job->heads->dim;
+	int steps = (dim + kv_depth(dtype) - 1) / kv_depth(dtype);
+
+	for (int b = 0; b < n; b += STRIPS)
+	{
+		const char *strips[STRIPS], *ahead[STRIPS];
+		sums sum;
+
+		for (int m = 0; m < STRIPS; m++)
 		{
-			int64_t head = (int64_t) at->g * group + j;
-
-			attend_block(job->out + (t * heads->n_q + head) * dim, &states[i * group + j],
-						 job->qkv + t * qkv_width(heads) + head * dim, k, v,
-						 seen < QWEN_KV_BLOCK ? seen : QWEN_KV_BLOCK, dim, job->scale);
+			strips[m] = w->k[b + m < n ? b + m : b];
+			ahead[m] = w->v[b + m < n ? b + m : b];
+			if (dtype == QWEN_INT8)
+				__builtin_prefetch(ahead[m] + kv_elements_bytes(dtype, dim), 0, 2);
 		}
+		clear_sums(&sum, rows);
+		multiply_strips(&sum, strips, ahead, w->q + row * w->stride, w->stride, steps, dtype, rows);
+#pragma GCC unroll 2
+		for (int m = 0; m < STRIPS; m++)
+#pragma GCC unroll 8
+			for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+				for (int h = 0; h < LANES; h++)
+				{
+					vf s = sum.v[r][m][h];
+
+					if (dtype == QWEN_INT8)
+						s = __builtin_convertvector((vi) s, vf) *
+							(vf_load((const float *) (strips[m] + kv_elements_bytes(dtype, dim)) + h * VL) *
+							 w->q_scale[row + r]);
+					vf_store(&w->scores[r][(b + m) * STRIP + h * VL], s);
+				}
+	}
+}
+
+/* ---- weights ---- */
+
+/*
+ * Scores of n cells become weights, 0 for those from n_keys on; n is a multiple of 16 and n_keys at least 1.  The sum
+ * does not depend on n.
+ */
+INLINE void
+weigh_row(float *s, int n_keys, int n, float *max, float *sum)
+{
+	vf largest = vf_set(-INFINITY), total = {0};
+
+	for (int i = n_keys; i < n; i++)
+		s[i] = -INFINITY;
+	for (int i = 0; i < n; i += VL)
+		largest = vf_max(vf_load(s + i), largest);
+	*max = vf_reduce_max(largest);
+	for (int i = 0; i < n; i += VL)
+		vf_store(s + i, vf_exp2(vf_load(s + i) - *max));
+	for (int i = n_keys; i < n; i++)
+		s[i] = 0;
+	for (int i = 0; i < n; i += VL)
+		total += vf_load(s + i);
+	*sum = vf_reduce_add(total);
+}
+
+/* Weights of n cells as factors; int8's take the scales of the values with them. */
+static void
+narrow_weights(attention_work *w, int r, int n_keys, int n, qwen_dtype dtype)
+{
+	float *s = w->scores[r];
+
+	if (dtype == QWEN_BF16 && BF16_PAIRS)
+		narrow_to_bf16(w->p[r], s, n);
+	if (dtype != QWEN_INT8)
+		return;
+	for (int i = 0; i < n; i += VL)
+	{
+		const char *scales = w->v[i / STRIP] + kv_elements_bytes(dtype, w->job->heads->dim);
+
+		vf_store(s + i, vf_load(s + i) * vf_load((const float *) scales + i % STRIP));
+	}
+	for (int i = n_keys; i < n; i++) /* behind the last key there may be anything */
+		s[i] = 0;
+	w->p_scale[r] = narrow_to_int16(w->p[r], s, n);
+}
+
+/* Scores of rows [row, row + rows) of the tile become weights; n cells of the span are there. */
+static void
+weigh_rows(attention_work *w, const attention_result *result, int32_t start, int32_t row, int rows, int n)
+{
+	for (int r = 0; r < rows; r++)
+	{
+		int32_t n_keys = row_position(w, row + r) - start + 1;
+
+		n_keys = n_keys < SPAN ? n_keys : SPAN;
+		if (n_keys <= 0)
+			continue;
+		weigh_row(w->scores[r], n_keys, n, &result->max[row + r], &result->sum[row + r]);
+		narrow_weights(w, r, n_keys, n, w->job->kv->dtype);
+	}
+}
+
+/* ---- values ---- */
+
+/* out[rows][dim'] = weights times the values of the first n blocks of the span. */
+INLINE void
+value_rows(attention_work *w, float *out, int n, qwen_dtype dtype, int rows)
+{
+	const uint32_t *p =
+		dtype == QWEN_INT8 || (dtype == QWEN_BF16 && BF16_PAIRS) ? w->p[0] : (const uint32_t *) w->scores[0];
+	const int steps = QWEN_KV_BLOCK / kv_depth(dtype);
+	const int strip_size = steps * (int) kv_step_bytes(dtype);
+	int64_t padded = round_up(w->job->heads->dim, STRIP);
+	int n_strips = (int) padded / STRIP;
+
+	for (int c = 0; c < n_strips; c += STRIPS)
+	{
+		sums sum;
+
+		clear_sums(&sum, rows);
+		for (int b = 0; b < n; b++)
+		{
+			const char *strips[STRIPS], *ahead[STRIPS];
+
+			for (int m = 0; m < STRIPS; m++)
+			{
+				int offset = (c + m < n_strips ? c + m : c) * strip_size;
+
+				strips[m] = w->v[b] + offset;
+				ahead[m] = w->next[b] + offset;
+			}
+			multiply_strips(&sum, strips, ahead, p + b * steps * step_words(dtype), SCORE_STRIDE, steps, dtype, rows);
+		}
+#pragma GCC unroll 8
+		for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+			for (int m = 0; m < STRIPS; m++)
+#pragma GCC unroll 4
+				for (int h = 0; h < LANES; h++)
+				{
+					vf o = sum.v[r][m][h];
+
+					if (dtype == QWEN_INT8)
+						o = __builtin_convertvector((vi) o, vf) * w->p_scale[r];
+					if (c + m < n_strips)
+						vf_store(out + r * padded + (c + m) * STRIP + h * VL, o);
+				}
+	}
+}
+
+/* ---- a tile ---- */
+
+INLINE void
+span_rows(attention_work *w, const attention_result *result, int32_t start, int32_t row, qwen_dtype dtype, int rows)
+{
+	int64_t padded = round_up(w->job->heads->dim, STRIP);
+	int32_t seen = row_position(w, row + rows - 1) - start + 1; /* cells that the last row sees */
+	int n = (int) round_up(seen < SPAN ? seen : SPAN, QWEN_KV_BLOCK);
+
+	score_rows(w, row, n / QWEN_KV_BLOCK, dtype, rows);
+	weigh_rows(w, result, start, row, rows, n);
+	value_rows(w, result->out + row * padded, n / QWEN_KV_BLOCK, dtype, rows);
+}
+
+/* One span for all rows of the tile that see some of it. */
+INLINE void
+attend_span(attention_work *w, const attention_result *result, int32_t start, qwen_dtype dtype)
+{
+	int32_t row = 0;
+
+	while (row < w->tile.n)
+	{
+		int32_t rows = w->tile.n - row < MAX_ROWS ? w->tile.n - row : MAX_ROWS;
+
+		if (row_position(w, row + rows - 1) >= start)
+			switch (rows)
+			{
+				case 1:
+					span_rows(w, result, start, row, dtype, 1);
+					break;
+				case 2:
+					span_rows(w, result, start, row, dtype, 2);
+					break;
+#if MAX_ROWS > 2
+				case 3:
+					span_rows(w, result, start, row, dtype, 3);
+					break;
+				case 4:
+					span_rows(w, result, start, row, dtype, 4);
+					break;
+#endif
+#if MAX_ROWS > 4
+				case 5:
+					span_rows(w, result, start, row, dtype, 5);
+					break;
+				case 6:
+					span_rows(w, result, start, row, dtype, 6);
+					break;
+				case 7:
+					span_rows(w, result, start, row, dtype, 7);
+					break;
+				case 8:
+					span_rows(w, result, start, row, dtype, 8);
+					break;
+#endif
+			}
+		row += rows;
 	}
 }
 
 static void
-attend_tile(const attention_job *job, const attention_tile *at)
+attend_tile_span(attention_work *w, const attention_result *result, int32_t span)
 {
-	const qwen_heads *heads = job->heads;
-	int32_t group = heads->n_q / heads->n_kv;
-	softmax_state states[TILE * QWEN_MAX_GROUP];
-	int32_t last = job->batch->positions[at->first + at->n - 1];
+	const qwen_kv_layer *kv = w->job->kv;
+	int32_t start = span * SPAN;
+	int32_t last = row_position(w, w->tile.n - 1);
 
-	for (int32_t i = 0; i < at->n * group; i++)
-		states[i] = (softmax_state){-INFINITY, 0};
-	for (int32_t i = 0; i < at->n; i++)
-		memset(job->out + ((at->first + i) * heads->n_q + (int64_t) at->g * group) * heads->dim, 0,
-			   (size_t) group * (size_t) heads->dim * sizeof(float));
-	for (int32_t start = 0; start <= last; start += QWEN_KV_BLOCK)
-		tile_block(job, at, states, start);
-	for (int32_t i = 0; i < at->n; i++)
-		for (int32_t j = 0; j < group; j++)
-		{
-			float *out = job->out + ((at->first + i) * heads->n_q + (int64_t) at->g * group + j) * heads->dim;
-			float inverse = 1.0f / states[i * group + j].sum;
+	for (int b = 0; b < SPAN_BLOCKS && start + b * QWEN_KV_BLOCK <= last; b++)
+	{
+		int32_t block = w->tile.seq->blocks[start / QWEN_KV_BLOCK + b];
 
-			for (int32_t d = 0; d < heads->dim; d++)
-				out[d] *= inverse;
-		}
+		w->k[b] = kv_head(kv->k, kv->dtype, w->job->heads, block, w->tile.g);
+		w->v[b] = kv_head(kv->v, kv->dtype, w->job->heads, block, w->tile.g);
+		w->next[b] = w->k[b] + (w->tile.g + 1 < w->job->heads->n_kv ? kv_head_bytes(kv->dtype, w->job->heads->dim) : 0);
+		if (start + SPAN + b * QWEN_KV_BLOCK <= last)
+			w->next[b] = kv_head(kv->k, kv->dtype, w->job->heads,
+								 w->tile.seq->blocks[start / QWEN_KV_BLOCK + SPAN_BLOCKS + b], w->tile.g);
+	}
+	if (kv->dtype == QWEN_F32)
+		attend_span(w, result, start, QWEN_F32);
+	else if (kv->dtype == QWEN_F16)
+		attend_span(w, result, start, QWEN_F16);
+	else if (kv->dtype == QWEN_BF16)
+		attend_span(w, result, start, QWEN_BF16);
+	else
+		attend_span(w, result, start, QWEN_INT8);
 }
+
+static void
+begin_tile(attention_work *w, const attention_job *job, const attention_tile *tile)
+{
+	w->job = job;
+	w->tile = *tile;
+	if (job->kv->dtype == QWEN_INT8)
+		narrow_queries(w, QWEN_INT8);
+	else if (job->kv->dtype == QWEN_BF16)
+		narrow_queries(w, QWEN_BF16);
+	else
+		narrow_queries(w, QWEN_F32);
+}
+
+/* ---- spans together ---- */
 
 INLINE int64_t
-seq_tiles(const qwen_batch_seq *seq)
+result_floats(const attention_job *job)
 {
-	return (seq->n_tokens + TILE - 1) / TILE;
+	return job->tile_rows * (round_up(job->heads->dim, STRIP) + 2);
 }
 
-/* Items are (sequence, tile, kv head), counted in this order. */
+INLINE attention_result
+result_at(const attention_job *job, float *floats)
+{
+	return (attention_result){floats, floats + job->tile_rows, floats + 2 * job->tile_rows};
+}
+
+/* total += the next span, or total = the first one. */
 static void
-attention_piece(void *arg, int64_t begin, int64_t end)
+add_span(const attention_job *job, const attention_tile *tile, const attention_result *total,
+		 const attention_result *part, int32_t span)
+{
+	int64_t padded = round_up(job->heads->dim, STRIP);
+	int32_t first = first_position(tile->seq);
+
+	for (int32_t i = 0; i < tile->n; i++)
+	{
+		float max, keep, take;
+
+		if (first + (tile->first + i) / job->group < span * SPAN)
+			continue;
+		max = span > 0 && total->max[i] > part->max[i] ? total->max[i] : part->max[i];
+		keep = span > 0 ? scalar_exp2(total->max[i] - max) : 0;
+		take = scalar_exp2(part->max[i] - max);
+		total->max[i] = max;
+		total->sum[i] = (span > 0 ? total->sum[i] * keep : 0) + part->sum[i] * take;
+		for (int64_t d = 0; d < padded; d += VL)
+		{
+			vf o = vf_load(part->out + i * padded + d) * take;
+
+			if (span > 0)
+				o += vf_load(total->out + i * padded + d) * keep;
+			vf_store(total->out + i * padded + d, o);
+		}
+	}
+}
+
+/* The rows of the tile in the output. */
+static void
+write_tile(const attention_job *job, const attention_tile *tile, const attention_result *total)
+{
+	int32_t dim = job->heads->dim;
+	int64_t padded = round_up(dim, STRIP);
+
+	for (int32_t i = 0; i < tile->n; i++)
+	{
+		int64_t token = tile->seq->first_token + (tile->first + i) / job->group;
+		int64_t head = (int64_t) tile->g * job->group + (tile->first + i) % job->group;
+		float *out = job->out + (token * job->heads->n_q + head) * dim;
+		float inverse = 1.0f / total->sum[i];
+
+		for (int32_t d = 0; d < dim; d += VL)
+		{
+			vf o = vf_load(total->out + i * padded + d) * inverse;
+
+			if (d + VL <= dim)
+				vf_store(out + d, o);
+			else
+				vf_store_tail(out + d, o, dim - d);
+		}
+	}
+}
+
+/* ---- items ---- */
+
+/* Spans that the last row of a tile sees. */
+INLINE int32_t
+tile_spans(const attention_job *job, const attention_tile *tile)
+{
+	return (first_position(tile->seq) + (tile->first + tile->n - 1) / job->group) / SPAN + 1;
+}
+
+/* The tile that holds an item, and which span it is. Items are in order of sequences, tiles, kv heads and spans. */
+static int32_t
+find_item(const attention_job *job, int64_t item, attention_tile *tile)
+{
+	*tile = (attention_tile){.seq = job->batch->seqs};
+	for (;; tile->seq++)
+	{
+		int32_t rows = tile->seq->n_tokens * job->group;
+
+		for (tile->first = 0; tile->first < rows; tile->first += TILE_ROWS)
+		{
+			int32_t spans = 1;
+
+			tile->n = rows - tile->first < TILE_ROWS ? rows - tile->first : TILE_ROWS;
+			if (job->by_span)
+				spans = tile_spans(job, tile);
+			if (item < (int64_t) spans * job->heads->n_kv)
+			{
+				tile->g = (int32_t) item / spans;
+				return (int32_t) item % spans;
+			}
+			item -= (int64_t) spans * job->heads->n_kv;
+		}
+	}
+}
+
+/* Items are tiles. */
+static void
+tile_piece(void *arg, int64_t begin, int64_t end)
 {
 	const attention_job *job = arg;
-	const qwen_batch_seq *seq = job->batch->seqs;
-	int32_t n_kv = job->heads->n_kv;
-	int64_t before = 0; /* items of the sequences before seq */
+	float total_floats[TILE_ROWS * (QWEN_MAX_HEAD_DIM + 2)], part_floats[TILE_ROWS * (QWEN_MAX_HEAD_DIM + 2)];
+	attention_result total = result_at(job, total_floats), part = result_at(job, part_floats);
+	attention_work w;
 
 	for (int64_t item = begin; item < end; item++)
 	{
-		int64_t done;
-		attention_tile at;
+		attention_tile tile;
 
-		while (item >= before + seq_tiles(seq) * n_kv)
-			before += seq_tiles(seq++) * n_kv;
-		done = (item - before) / n_kv * TILE; /* tokens of the sequence in earlier tiles */
-		at.seq = seq;
-		at.first = seq->first_token + done;
-		at.n = seq->n_tokens - done < TILE ? (int32_t) (seq->n_tokens - done) : TILE;
-		at.g = (int32_t) ((item - before) % n_kv);
-		attend_tile(job, &at);
+		find_item(job, item, &tile);
+		begin_tile(&w, job, &tile);
+		for (int32_t span = 0; span < tile_spans(job, &tile); span++)
+		{
+			attend_tile_span(&w, &part, span);
+			add_span(job, &tile, &total, &part, span);
+		}
+		write_tile(job, &tile, &total);
+	}
+}
+
+/* Items are spans of tiles, counted from the beginning of the round. */
+static void
+span_piece(void *arg, int64_t begin, int64_t end)
+{
+	const attention_job *job = arg;
+	attention_work w;
+
+	for (int64_t i = begin; i < end; i++)
+	{
+		attention_result part = result_at(job, job->waiting + i * result_floats(job));
+		attention_tile tile;
+		int32_t span = find_item(job, job->first + i, &tile);
+
+		begin_tile(&w, job, &tile);
+		attend_tile_span(&w, &part, span);
+	}
+}
+
+/* Round after round of as many spans as can wait; between them the results are added in order, tile after tile. */
+static void
+attend_by_span(qwen_device *dev, attention_job *job, int64_t n_items)
+{
+	_Alignas(64) float waiting[WAITING_FLOATS];
+	float total_floats[TILE_ROWS * (QWEN_MAX_HEAD_DIM + 2)];
+	attention_result total = result_at(job, total_floats);
+	int64_t round = WAITING_FLOATS / result_floats(job);
+
+	job->waiting = waiting;
+	for (job->first = 0; job->first < n_items; job->first += round)
+	{
+		int64_t n = n_items - job->first < round ? n_items - job->first : round;
+
+		qwen_pool_run(dev->priv, n, 1, span_piece, job);
+		for (int64_t i = 0; i < n; i++)
+		{
+			attention_result part = result_at(job, waiting + i * result_floats(job));
+			attention_tile tile;
+			int32_t span = find_item(job, job->first + i, &tile);
+
+			add_span(job, &tile, &total, &part, span);
+			if (span == tile_spans(job, &tile) - 1)
+				write_tile(job, &tile, &total);
+		}
+	}
+}
+
+/* Counts tiles and their spans, and finds the largest tile. */
+static void
+count_items(attention_job *job, int64_t *tiles, int64_t *spans)
+{
+	*tiles = *spans = 0;
+	for (int32_t s = 0; s < job->batch->n_seqs; s++)
+	{
+		attention_tile tile = {.seq = &job->batch->seqs[s]};
+		int32_t rows = tile.seq->n_tokens * job->group;
+
+		for (; tile.first < rows; tile.first += TILE_ROWS)
+		{
+			tile.n = rows - tile.first < TILE_ROWS ? rows - tile.first : TILE_ROWS;
+			job->tile_rows = tile.n > job->tile_rows ? tile.n : job->tile_rows;
+			*tiles += job->heads->n_kv;
+			*spans += (int64_t) tile_spans(job, &tile) * job->heads->n_kv;
+		}
 	}
 }
 
@@ -326,10 +631,15 @@ static void
 cpu_attention(qwen_device *dev, void *d_out, const void *d_qkv, const qwen_heads *heads, const qwen_kv_layer *kv,
 			  const qwen_batch *batch)
 {
-	attention_job job = {d_out, d_qkv, heads, kv, batch, 1.0f / sqrtf((float) heads->dim)};
-	int64_t items = 0;
+	attention_job job = {.out = d_out, .qkv = d_qkv, .heads = heads, .kv = kv, .batch = batch};
+	int64_t plenty = (int64_t) dev->n_threads * TILES_PER_THREAD;
+	int64_t tiles, spans;
 
-	for (int32_t s = 0; s < batch->n_seqs; s++)
-		items += seq_tiles(&batch->seqs[s]) * heads->n_kv;
-	qwen_pool_run(dev->priv, items, 1, attention_piece, &job);
+	job.group = heads->n_q / heads->n_kv;
+	count_items(&job, &tiles, &spans);
+	job.by_span = dev->n_threads > 1 && tiles < plenty && spans > tiles;
+	if (job.by_span)
+		attend_by_span(dev, &job, spans);
+	else
+		qwen_pool_run(dev->priv, tiles, tiles < plenty * heads->n_kv ? 1 : heads->n_kv, tile_piece, &job);
 }

@@ -7,9 +7,9 @@
  * follows from the flags.  Everything is static but the table, so that no
  * function compiled for one instruction set is ever linked into another.
  *
- * Weights stay in the type they came in, activations are float, and the KV
- * cache has the type of the weights: a model keeps the precision it was
- * published in.
+ * Weights have the type that is wanted, activations are float between
+ * operations, and the KV cache has the type of the weights: a model keeps the
+ * precision it was published in.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -17,11 +17,19 @@
 #include "cpu_vec.h"
 
 #include "../host.h"
+#include "../quant.h"
 #include "../sets.h"
+#include "cpu_layout.h"
 #include "pool.h"
 
-#include "cpu_linear.h"
+#include "cpu_quant.h"
 #include "cpu_rows.h"
+#include "cpu_pack.h"
+#include "cpu_narrow.h"
+#if defined(CPU_TILES)
+#include "cpu_linear_amx.h"
+#endif
+#include "cpu_linear.h"
 #include "cpu_attention.h"
 
 static qwen_dtype
@@ -45,12 +53,12 @@ const qwen_ops CPU_OPS = {
 	.synchronize = qwen_host_synchronize,
 	.loop = cpu_loop,
 	.matrix_dtype = same_dtype,
-	.matrix_bytes = qwen_host_matrix_bytes,
-	.matrix_upload = qwen_host_matrix_upload,
+	.matrix_bytes = cpu_matrix_bytes,
+	.matrix_upload = cpu_matrix_upload,
 	.vector_upload = qwen_host_vector_upload,
 	.kv_dtype = same_dtype,
-	.kv_block_bytes = qwen_host_kv_block_bytes,
-	.scratch_bytes = qwen_host_no_scratch,
+	.kv_block_bytes = cpu_kv_block_bytes,
+	.scratch_bytes = cpu_scratch_bytes,
 	.embed = cpu_embed,
 	.add_rmsnorm = cpu_add_rmsnorm,
 	.linear = cpu_linear,

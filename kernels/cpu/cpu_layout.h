@@ -23,15 +23,18 @@
  * Sixteen steps of bfloat16 or int8 are at the same time one AMX tile (16 rows
  * of 64 bytes: 32 x 16 or 64 x 16 elements), so vectors and tiles read the same
  * bytes.  A product streams a strip from front to back, for one row of
- * activations as for many.  Rows beyond n and elements beyond k are zero, as
- * allocated; int4's minimum there is zero too, or meets an activation that is.
+ * activations as for many, and may take strips in fours, so that as many are
+ * allocated.  Rows beyond n and elements beyond k are zero, as allocated;
+ * int4's minimum there is zero too, or meets an activation that is.
  *
  * Activations that a product narrows first (dev->scratch) are row-major,
- * zero-filled up to k':
+ * zero-filled up to k'.  A row takes k'' elements, an odd number of cache lines: tiles read the same columns of many
+ * rows, which must not all fall into the same few sets of a cache.
  *
- *	  for bfloat16	[rows][k'] bfloat16
- *	  for int8, int4	[rows][k'] int8, then [rows][k' / 64] float scales, then [rows][k' / 64] int32 sums of the
+ *	  for bfloat16	[rows][k''] bfloat16
+ *	  for int8		[rows][k''] int8, then [rows][k' / 64] float scales, then [rows][k' / 64] int32 sums of the
  *					group's q
+ *	  for int4		the same, with floats, scale times sum, in the sums' place
  */
 #ifndef QWEN_CPU_LAYOUT_H
 #define QWEN_CPU_LAYOUT_H
@@ -42,6 +45,8 @@
 #include "../kernels.h"
 
 #define STRIP 16
+/* Strips are stored in multiples of this. */
+#define STRIPS_STORED 4
 
 /* A product in progress, as the parts that each set brings see it. */
 typedef struct linear_job
@@ -51,9 +56,10 @@ typedef struct linear_job
 	const float *bias; /* [n] or NULL */
 	const float *x;    /* [rows, k] as it came */
 	int64_t rows;
-	const void *narrow;  /* [rows, k'] bfloat16 or int8: x narrowed as above, where the set multiplies it so */
+	const void *narrow;  /* [rows, k''] bfloat16 or int8: x narrowed as above, where the set multiplies it so */
 	const float *scales; /* [rows, k' / 64] of int8 */
-	const int32_t *sums; /* [rows, k' / 64] of int8 */
+	const int32_t *sums; /* [rows, k' / 64]: sums of a group's q, where the weights are int8 */
+	const float *shifts; /* [rows, k' / 64]: the same times the scale, where they are int4 */
 } linear_job;
 
 static inline int64_t
@@ -76,6 +82,15 @@ padded_k(qwen_dtype dtype, int64_t k)
 		default:
 			return k;
 	}
+}
+
+/* k'' of the description above. */
+static inline int64_t
+narrow_stride(qwen_dtype dtype, int64_t k)
+{
+	int64_t line = dtype == QWEN_BF16 ? 32 : 64;
+
+	return (padded_k(dtype, k) / line | 1) * line;
 }
 
 /* Bytes of a strip's elements. */
@@ -111,7 +126,7 @@ strip_bytes(qwen_dtype dtype, int64_t k)
 static inline size_t
 packed_bytes(qwen_dtype dtype, int64_t n, int64_t k)
 {
-	return (size_t) (round_up(n, STRIP) / STRIP) * strip_bytes(dtype, k);
+	return (size_t) (round_up(n, STRIP * STRIPS_STORED) / STRIP) * strip_bytes(dtype, k);
 }
 
 #endif

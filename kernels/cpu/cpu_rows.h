@@ -15,61 +15,29 @@ row_grain(int64_t width)
 	return width >= ROW_WORK ? 1 : ROW_WORK / width;
 }
 
-/* ---- lookups ---- */
+/* ---- gather ---- */
 
 typedef struct gather_job
 {
 	float *out; /* [n, h] */
-	const char *x;
-	qwen_dtype dtype;
+	const float *x;
 	const int32_t *rows; /* [n] */
 	int64_t h;
 } gather_job;
-
-INLINE void
-widen_row(float *out, const char *x, int64_t n, qwen_dtype dtype)
-{
-	int64_t i = 0;
-
-	for (; i + VL <= n; i += VL)
-		vf_store(out + i, vf_load_as(x, i, dtype));
-	if (i < n)
-		vf_store_tail(out + i, vf_load_tail(x, i, n - i, dtype), n - i);
-}
-
-static void
-widen_any(float *out, const char *x, int64_t n, qwen_dtype dtype)
-{
-	if (dtype == QWEN_F32)
-		memcpy(out, x, (size_t) n * sizeof(float));
-	else if (dtype == QWEN_BF16)
-		widen_row(out, x, n, QWEN_BF16);
-	else
-		widen_row(out, x, n, QWEN_F16);
-}
 
 static void
 gather_piece(void *arg, int64_t begin, int64_t end)
 {
 	const gather_job *job = arg;
-	int64_t size = (int64_t) qwen_dtype_bytes(job->dtype);
 
 	for (int64_t i = begin; i < end; i++)
-		widen_any(job->out + i * job->h, job->x + job->rows[i] * job->h * size, job->h, job->dtype);
-}
-
-static void
-cpu_embed(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n)
-{
-	gather_job job = {d_out, e->data, e->dtype, ids, e->k};
-
-	qwen_pool_run(dev->priv, n, row_grain(e->k), gather_piece, &job);
+		memcpy(job->out + i * job->h, job->x + job->rows[i] * job->h, (size_t) job->h * sizeof(float));
 }
 
 static void
 cpu_gather(qwen_device *dev, void *d_out, const void *d_x, const int32_t *rows, int32_t n, int64_t h)
 {
-	gather_job job = {d_out, d_x, QWEN_F32, rows, h};
+	gather_job job = {d_out, d_x, rows, h};
 
 	qwen_pool_run(dev->priv, n, row_grain(h), gather_piece, &job);
 }

@@ -3,8 +3,8 @@
  *	  The vector of floats that the kernels are written in: 16, 8 or 4 wide.
  *
  * Arithmetic uses the compiler's vector operators; what they cannot say
- * (conversions of 16-bit types, maximum, horizontal sums) stands here once
- * for each width.  Included by each cpu_<set>.c, never by anything else.
+ * (conversions, maximum, horizontal sums) stands here once for each width.
+ * vf_max and vf_min give their second argument when either is NaN.  Included by each cpu_<set>.c, never by anything else.
  *
  * Sums across a vector always add halves: lane i to lane i + VL/2, and so on.
  * The build forbids reassociation and contraction: vf_fma says where one
@@ -35,11 +35,31 @@ vf_max(vf a, vf b)
 	return _mm512_max_ps(a, b);
 }
 
+INLINE vf
+vf_min(vf a, vf b)
+{
+	return _mm512_min_ps(a, b);
+}
+
 /* a * b + c, rounded once */
 INLINE vf
 vf_fma(vf a, vf b, vf c)
 {
 	return _mm512_fmadd_ps(a, b, c);
+}
+
+/* To the nearest integers, ties to even. */
+INLINE vi
+vf_round(vf v)
+{
+	return (vi) _mm512_cvtps_epi32(v);
+}
+
+/* VL bytes, the low ones of each lane. */
+INLINE void
+vi_store_bytes(void *p, vi v)
+{
+	_mm_storeu_si128(p, _mm512_cvtepi32_epi8((__m512i) v));
 }
 
 INLINE vf
@@ -77,11 +97,33 @@ vf_max(vf a, vf b)
 	return _mm256_max_ps(a, b);
 }
 
+INLINE vf
+vf_min(vf a, vf b)
+{
+	return _mm256_min_ps(a, b);
+}
+
 /* a * b + c, rounded once */
 INLINE vf
 vf_fma(vf a, vf b, vf c)
 {
 	return _mm256_fmadd_ps(a, b, c);
+}
+
+/* To the nearest integers, ties to even. */
+INLINE vi
+vf_round(vf v)
+{
+	return (vi) _mm256_cvtps_epi32(v);
+}
+
+/* VL bytes, from lanes of -128 .. 127. */
+INLINE void
+vi_store_bytes(void *p, vi v)
+{
+	__m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i) v), _mm256_extracti128_si256((__m256i) v, 1));
+
+	_mm_storel_epi64(p, _mm_packs_epi16(words, words));
 }
 
 INLINE vf
@@ -115,9 +157,13 @@ typedef uint16_t vhalf __attribute__((vector_size(8)));
 INLINE vf
 vf_max(vf a, vf b)
 {
-	vi m = a > b;
+	return _mm_max_ps(a, b);
+}
 
-	return (vf) (((vi) a & m) | ((vi) b & ~m));
+INLINE vf
+vf_min(vf a, vf b)
+{
+	return _mm_min_ps(a, b);
 }
 
 /* a * b + c, rounded twice: these processors have nothing else */
@@ -125,6 +171,23 @@ INLINE vf
 vf_fma(vf a, vf b, vf c)
 {
 	return a * b + c;
+}
+
+/* To the nearest integers, ties to even. */
+INLINE vi
+vf_round(vf v)
+{
+	return (vi) _mm_cvtps_epi32(v);
+}
+
+/* VL bytes, from lanes of -128 .. 127. */
+INLINE void
+vi_store_bytes(void *p, vi v)
+{
+	__m128i words = _mm_packs_epi32((__m128i) v, (__m128i) v);
+	int32_t bytes = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
+
+	memcpy(p, &bytes, sizeof(bytes));
 }
 
 INLINE vf
@@ -153,6 +216,38 @@ vf_reduce_add(vf v)
 
 #endif
 
+INLINE float
+vf_reduce_max(vf v)
+{
+#if VL == 16
+	return _mm512_reduce_max_ps(v);
+#else
+#if VL == 8
+	__m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+#else
+	__m128 m = v;
+#endif
+	m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+	return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+#endif
+}
+
+INLINE int32_t
+vi_reduce_add(vi v)
+{
+	int32_t sum = 0;
+
+	for (int i = 0; i < VL; i++)
+		sum += v[i];
+	return sum;
+}
+
+INLINE vf
+vf_abs(vf v)
+{
+	return (vf) ((vi) v & 0x7fffffff);
+}
+
 INLINE vf
 vf_set(float f)
 {
@@ -168,10 +263,43 @@ vf_load(const float *p)
 	return v;
 }
 
+INLINE vi
+vi_load(const void *p)
+{
+	vi v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+/* The four bytes at p in every lane. */
+INLINE vi
+vi_set4(const void *p)
+{
+	int32_t four;
+
+	memcpy(&four, p, sizeof(four));
+	return (vi){0} + four;
+}
+
 INLINE void
 vf_store(float *p, vf v)
 {
 	memcpy(p, &v, sizeof(v));
+}
+
+/* VL elements as bfloat16, rounded to nearest, ties to even. */
+INLINE void
+vf_store_bf16(uint16_t *p, vf v)
+{
+#if defined(__AVX512BF16__)
+	__m256bh h = _mm512_cvtneps_pbh(v);
+
+	memcpy(p, &h, sizeof(h));
+#else
+	for (int i = 0; i < VL; i++)
+		p[i] = qwen_float_bf16(v[i]);
+#endif
 }
 
 /* VL elements of an array of the given type, from element i on. `dtype` is a constant wherever this is used. */

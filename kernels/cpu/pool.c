@@ -6,12 +6,14 @@
  * how many workers are inside it; odd numbers are open jobs:
  *
  *	  caller	job, next = 0, number + 1 (open) .. pieces .. number + 1 (closed) .. wait for 0 inside
- *	  worker	open and not seen: inside + 1 .. pieces .. inside - 1
+ *	  worker	inside + 1, and if it was open and not seen: pieces; inside - 1
  *
- * A worker enters by compare-and-swap, so it can only get into a job that is
- * open at that moment, and the job's fields stay as they are until the last
- * one has left.  Nobody waits for a worker that has not come: when the
- * machine is busy with something else, the caller does the pieces alone.
+ * What a worker found when it added itself decides whether it does pieces: of
+ * a job that was open at that moment, whose fields stay as they are until the
+ * last one has left.  An addition always succeeds, where many workers that
+ * compare and swap make each other fail.  Nobody waits for a worker that has
+ * not come: when the machine is busy with something else, the caller does the
+ * pieces alone.
  *
  * Both sides wait by spinning for about the time between two operations of a
  * forward pass and then sleep on a futex: within a pass there is no system
@@ -106,23 +108,22 @@ wanted(qwen_pool *pool, unsigned state, unsigned seen)
 	return atomic_load(&pool->stop) || (is_open(state) && state >> INSIDE_BITS != seen);
 }
 
-/* Returns the state in which there is something to do. */
-static unsigned
+/* Returns when there may be something to do. */
+static void
 wait_for_job(qwen_pool *pool, unsigned seen)
 {
-	unsigned now = atomic_load(&pool->state);
+	unsigned now;
 
-	for (int i = 0; i < SPINS; i++, now = atomic_load(&pool->state))
+	for (int i = 0; i < SPINS; i++)
 	{
-		if (wanted(pool, now, seen))
-			return now;
+		if (wanted(pool, atomic_load(&pool->state), seen))
+			return;
 		cpu_pause();
 	}
 	atomic_fetch_add(&pool->sleepers, 1);
 	while (!wanted(pool, now = atomic_load(&pool->state), seen))
 		futex_wait(&pool->state, now);
 	atomic_fetch_sub(&pool->sleepers, 1);
-	return now;
 }
 
 static void *
@@ -133,14 +134,17 @@ worker_main(void *arg)
 
 	for (;;)
 	{
-		unsigned now = wait_for_job(pool, seen);
+		unsigned found;
 
+		wait_for_job(pool, seen);
 		if (atomic_load(&pool->stop))
 			return NULL;
-		if (!atomic_compare_exchange_strong(&pool->state, &now, now + 1))
-			continue;
-		seen = now >> INSIDE_BITS;
-		take_pieces(pool);
+		found = atomic_fetch_add(&pool->state, 1);
+		if (is_open(found) && found >> INSIDE_BITS != seen)
+		{
+			seen = found >> INSIDE_BITS;
+			take_pieces(pool);
+		}
 		if ((atomic_fetch_sub(&pool->state, 1) & INSIDE_MASK) == 1 && atomic_load(&pool->waiting))
 			futex_wake(&pool->state, INT_MAX);
 	}

@@ -1,11 +1,30 @@
 /*
  * ref_attention.c
  *	  Head norms, RoPE, the paged cache and attention of the oracle.
+ *
+ * The cache holds floats, [n_kv][QWEN_KV_BLOCK][dim] to a block.  Where int8
+ * is wanted they are what int8 stands for, quantised and multiplied by the
+ * scale again, so that what another set makes of an int8 cache can be compared
+ * closely.
  */
 #include "ref.h"
 
 #include <math.h>
 #include <string.h>
+
+#include "../quant.h"
+
+qwen_dtype
+qwen_ref_kv_dtype(const qwen_device *dev, qwen_dtype wanted)
+{
+	return wanted == QWEN_INT8 ? QWEN_INT8 : QWEN_F32;
+}
+
+size_t
+qwen_ref_kv_block_bytes(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads)
+{
+	return (size_t) heads->n_kv * QWEN_KV_BLOCK * (size_t) heads->dim * sizeof(float);
+}
 
 /* The cell of kv head g at a position of a sequence: dim floats of k or v. */
 static float *
@@ -49,12 +68,25 @@ rope_head(float *x, const float *table, int32_t rotary)
 	}
 }
 
+/* One head of a token into its cell. */
+static void
+store_head(float *cell, const float *x, int32_t dim, qwen_dtype dtype)
+{
+	int8_t q[QWEN_MAX_HEAD_DIM];
+	float scale;
+
+	memcpy(cell, x, (size_t) dim * sizeof(float));
+	if (dtype != QWEN_INT8)
+		return;
+	scale = qwen_quantize_row(x, dim, q);
+	for (int32_t i = 0; i < dim; i++)
+		cell[i] = (float) q[i] * scale;
+}
+
 void
 qwen_ref_qk_rope_store(qwen_device *dev, void *d_qkv, const float *d_q_norm, const float *d_k_norm, const float *d_rope,
 					   const qwen_heads *heads, const qwen_kv_layer *kv, const qwen_batch *batch)
 {
-	size_t bytes = (size_t) heads->dim * sizeof(float);
-
 	for (int32_t s = 0; s < batch->n_seqs; s++)
 		for (int32_t i = 0; i < batch->seqs[s].n_tokens; i++)
 		{
@@ -75,8 +107,8 @@ qwen_ref_qk_rope_store(qwen_device *dev, void *d_qkv, const float *d_q_norm, con
 			}
 			for (int32_t g = 0; g < heads->n_kv; g++)
 			{
-				memcpy(cache_cell(kv->k, heads, seq, position, g), k + g * heads->dim, bytes);
-				memcpy(cache_cell(kv->v, heads, seq, position, g), v + g * heads->dim, bytes);
+				store_head(cache_cell(kv->k, heads, seq, position, g), k + g * heads->dim, heads->dim, kv->dtype);
+				store_head(cache_cell(kv->v, heads, seq, position, g), v + g * heads->dim, heads->dim, kv->dtype);
 			}
 		}
 }

@@ -1,18 +1,11 @@
 /*
  * ref_ops.c
- *	  The oracle's table. Matrices and cache are float whatever the checkpoint
- *	  holds.
+ *	  The oracle's table.
  */
 #include "ref.h"
 
 #include "../host.h"
 #include "../sets.h"
-
-static qwen_dtype
-always_float(const qwen_device *dev, qwen_dtype source)
-{
-	return QWEN_F32;
-}
 
 const qwen_ops qwen_ops_ref = {
 	.name = "ref",
@@ -22,12 +15,12 @@ const qwen_ops qwen_ops_ref = {
 	.download = qwen_host_download,
 	.synchronize = qwen_host_synchronize,
 	.loop = qwen_host_loop,
-	.matrix_dtype = always_float,
-	.matrix_bytes = qwen_host_matrix_bytes,
-	.matrix_upload = qwen_host_matrix_upload,
+	.matrix_dtype = qwen_ref_matrix_dtype,
+	.matrix_bytes = qwen_ref_matrix_bytes,
+	.matrix_upload = qwen_ref_matrix_upload,
 	.vector_upload = qwen_host_vector_upload,
-	.kv_dtype = always_float,
-	.kv_block_bytes = qwen_host_kv_block_bytes,
+	.kv_dtype = qwen_ref_kv_dtype,
+	.kv_block_bytes = qwen_ref_kv_block_bytes,
 	.scratch_bytes = qwen_host_no_scratch,
 	.embed = qwen_ref_embed,
 	.add_rmsnorm = qwen_ref_add_rmsnorm,

@@ -1,6 +1,6 @@
 -- What is going on.
 SELECT qwen_generate('capital of Germany');
-SELECT state, model LIKE '%demo-model' AS demo_model, architecture, parameters, dtype, quantization, context,
+SELECT state, model LIKE '%demo-model' AS demo_model, architecture, parameters, dtype, quantization, kv_dtype, context,
 	   max_sequences, engine_pid > 0 AS engine, uptime > '0' AS uptime, restarts >= 0 AS restarts, load_progress,
 	   running >= 0 AS running, waiting >= 0 AS waiting
 FROM qwen_status();

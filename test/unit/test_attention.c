@@ -1,134 +1,80 @@
 /*
  * test_attention.c
  *	  Head norms, RoPE, the paged cache and attention of every set of kernels
- *	  that this processor can run against the oracle.
+ *	  that this processor can run, against the oracle and against itself.
+ *
+ * Some sequences of fixed lengths, whose blocks are scattered over one cache,
+ * are computed in several ways: each whole in one step, token after token, in
+ * chunks, together and alone, on one thread and on more.  The oracle's answer
+ * is compared with one of the ways, and all ways must have the same bits.
+ * Caches are filled with NaN first: what was not written must not be used.
  */
 #include "kernel_sets.h"
 
-static const qwen_dtype all_dtypes[] = {QWEN_F32, QWEN_F16, QWEN_BF16};
-
 #define N_SEQS 5
-#define N_BLOCKS 64
+#define N_BLOCKS 128
+#define MAX_TOKENS 600
 
-/* Tokens that are in the cache before the step, and tokens of the step. */
-static const struct
+/* Sequences; a case may cut them shorter. Two are longer than the part of a sequence that is summed at a time. */
+static const int32_t lengths[N_SEQS] = {1, 37, 263, MAX_TOKENS, 16};
+
+/* The chunks in which sequences are computed: sequence s begins with number s and takes them in turn. */
+typedef struct chunking
 {
-	int32_t before;
-	int32_t now;
-} sequences[N_SEQS] = {{0, 1}, {0, 37}, {39, 1}, {15, 1}, {20, 33}};
+	int n;
+	int32_t sizes[4];
+} chunking;
 
-static int32_t block_table[N_SEQS][N_BLOCKS];
-
-/* Sequences' blocks are scattered over the cache and interleaved. */
-static void
-scatter_blocks(void)
-{
-	for (int s = 0; s < N_SEQS; s++)
-		for (int b = 0; b < N_BLOCKS / N_SEQS; b++)
-			block_table[s][b] = (s + b * N_SEQS) * 37 % N_BLOCKS; /* 37 is odd: no block twice */
-}
+static const chunking whole = {1, {MAX_TOKENS}};
+static const chunking token_by_token = {1, {1}};
+static const chunking pieces = {4, {5, 1, 64, 250}};
+static const chunking blocks_of_16 = {2, {16, 32}};
 
 typedef struct attention_case
 {
 	qwen_heads heads;
 	bool norms;
 	qwen_dtype kv_dtype;
+	int32_t longest;
+	float range; /* of queries, keys and values */
 } attention_case;
 
-/* A batch made of the sequences [first, last), either what comes before the step or the step itself. */
-typedef struct test_batch
-{
-	qwen_batch batch;
-	qwen_batch_seq seqs[N_SEQS];
-	int32_t positions[256];
-} test_batch;
-
-static void
-make_batch(test_batch *b, int first, int last, bool before)
-{
-	memset(b, 0, sizeof(*b));
-	b->batch = (qwen_batch){.positions = b->positions, .seqs = b->seqs};
-	for (int s = first; s < last; s++)
-	{
-		int32_t from = before ? 0 : sequences[s].before;
-		int32_t n = before ? sequences[s].before : sequences[s].now;
-
-		if (n == 0)
-			continue;
-		b->seqs[b->batch.n_seqs++] = (qwen_batch_seq){b->batch.n_tokens, n, from + n, block_table[s]};
-		for (int32_t i = 0; i < n; i++)
-			b->positions[b->batch.n_tokens++] = from + i;
-	}
-}
-
-/* What both steps of a case need, the same on every device. */
+/* Inputs, and the answers of one way to compute them; rows are those of the sequences one after the other. */
 typedef struct attention_data
 {
+	const attention_case *c;
 	float *rope;
 	float *q_norm;
 	float *k_norm;
-	float *before; /* qkv rows */
-	float *now;
+	float *qkv; /* [tokens][width] */
+	int32_t tokens;
+	int32_t first[N_SEQS]; /* row of a sequence's first token */
 	size_t width;
+	size_t out_width;
 } attention_data;
 
-static qwen_kv_layer
-make_cache(qwen_device *d, const attention_case *c)
-{
-	size_t cells = (size_t) N_BLOCKS * QWEN_KV_BLOCK * (size_t) (c->heads.n_kv * c->heads.dim);
-	qwen_kv_layer kv = {.dtype = d->ops->kv_dtype(d, c->kv_dtype), .n_blocks = N_BLOCKS};
-	size_t bytes = cells * qwen_dtype_bytes(kv.dtype);
-
-	kv.k = malloc(bytes);
-	kv.v = malloc(bytes);
-	assert_non_null(kv.k);
-	assert_non_null(kv.v);
-	memset(kv.k, 0xff, bytes); /* NaN: cells that were not written must not be read */
-	memset(kv.v, 0xff, bytes);
-	return kv;
-}
-
-/* Fills the cache, then runs the step for the sequences [first, last); qkv and out are those of the step. */
-static void
-run_attention(qwen_device *d, const attention_case *c, const attention_data *data, int first, int last, float *qkv,
-			  float *out)
-{
-	qwen_kv_layer kv = make_cache(d, c);
-	test_batch before, now;
-	float *old;
-
-	make_batch(&before, first, last, true);
-	old = copy_array(data->before, (size_t) before.batch.n_tokens * data->width);
-	if (before.batch.n_tokens)
-		d->ops->qk_rope_store(d, old, data->q_norm, data->k_norm, data->rope, &c->heads, &kv, &before.batch);
-	make_batch(&now, first, last, false);
-	d->ops->qk_rope_store(d, qkv, data->q_norm, data->k_norm, data->rope, &c->heads, &kv, &now.batch);
-	d->ops->attention(d, out, qkv, &c->heads, &kv, &now.batch);
-	free(kv.k);
-	free(kv.v);
-	free(old);
-}
-
 static int32_t
-tokens_of(int first, int last, bool before)
+length_of(const attention_case *c, int s)
 {
-	test_batch b;
-
-	make_batch(&b, first, last, before);
-	return b.batch.n_tokens;
+	return lengths[s] < c->longest ? lengths[s] : c->longest;
 }
 
 static attention_data
 make_data(const attention_case *c)
 {
-	attention_data d = {.width = (size_t) ((c->heads.n_q + 2 * c->heads.n_kv) * c->heads.dim)};
 	size_t dim = (size_t) c->heads.dim;
+	attention_data d = {.c = c, .width = (size_t) (c->heads.n_q + 2 * c->heads.n_kv) * dim};
 
-	d.rope = random_array(256 * (size_t) c->heads.rotary, 1);
+	d.out_width = (size_t) c->heads.n_q * dim;
+	for (int s = 0; s < N_SEQS; s++)
+	{
+		d.first[s] = d.tokens;
+		d.tokens += length_of(c, s);
+	}
+	d.rope = random_array(MAX_TOKENS * (size_t) c->heads.rotary, 1);
 	d.q_norm = c->norms ? random_array(dim, 2) : NULL;
 	d.k_norm = c->norms ? random_array(dim, 2) : NULL;
-	d.before = random_array((size_t) tokens_of(0, N_SEQS, true) * d.width, 2);
-	d.now = random_array((size_t) tokens_of(0, N_SEQS, false) * d.width, 2);
+	d.qkv = random_array((size_t) d.tokens * d.width, c->range);
 	return d;
 }
 
@@ -138,72 +84,245 @@ free_data(attention_data *d)
 	free(d->rope);
 	free(d->q_norm);
 	free(d->k_norm);
-	free(d->before);
-	free(d->now);
+	free(d->qkv);
 }
 
-/* Each sequence alone must give the bits that it gave among the others. */
-static void
-check_alone(const attention_case *c, const attention_data *data, const float *all)
+/* ---- one way to compute it ---- */
+
+static qwen_kv_layer
+make_cache(qwen_device *d, const attention_case *c)
 {
-	size_t row = (size_t) (c->heads.n_q * c->heads.dim);
+	qwen_kv_layer kv = {.dtype = d->ops->kv_dtype(d, c->kv_dtype), .n_blocks = N_BLOCKS};
+	size_t bytes = N_BLOCKS * d->ops->kv_block_bytes(d, kv.dtype, &c->heads);
 
-	for (int s = 0; s < N_SEQS; s++)
+	kv.k = malloc(bytes);
+	kv.v = malloc(bytes);
+	assert_non_null(kv.k);
+	assert_non_null(kv.v);
+	memset(kv.k, 0xff, bytes);
+	memset(kv.v, 0xff, bytes);
+	return kv;
+}
+
+/* Block b of sequence s: interleaved and out of order; 37 is odd, so no block is used twice. */
+static int32_t
+scattered_block(int s, int b)
+{
+	static const int before[N_SEQS] = {0, 1, 4, 21, 59};
+
+	return (before[s] + b) * 37 % N_BLOCKS;
+}
+
+/* A step: the sequences' parts of it, and the row of the data that each row of the step is. */
+typedef struct step
+{
+	qwen_batch batch;
+	qwen_batch_seq seqs[N_SEQS];
+	int32_t positions[N_SEQS * MAX_TOKENS];
+	int32_t rows[N_SEQS * MAX_TOKENS];
+	int32_t blocks[N_SEQS][MAX_TOKENS / QWEN_KV_BLOCK + 1];
+} step;
+
+static void
+add_sequence(step *st, const attention_data *d, int s, int32_t done, int32_t n)
+{
+	qwen_batch_seq *seq = &st->seqs[st->batch.n_seqs];
+	int32_t *blocks = st->blocks[st->batch.n_seqs++];
+
+	for (int b = 0; b < (done + n + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK; b++)
+		blocks[b] = scattered_block(s, b);
+	*seq = (qwen_batch_seq){st->batch.n_tokens, n, done + n, blocks};
+	for (int32_t i = 0; i < n; i++)
 	{
-		size_t skip_before = (size_t) tokens_of(0, s, true), skip = (size_t) tokens_of(0, s, false);
-		size_t n = (size_t) sequences[s].now;
-		attention_data part = *data;
-		float *qkv = copy_array(data->now + skip * data->width, n * data->width);
-		float *out = poisoned(n * row);
-
-		part.before += skip_before * data->width;
-		run_attention(dev, c, &part, s, s + 1, qkv, out);
-		assert_memory_equal(out, all + skip * row, n * row * sizeof(float));
-		free(qkv);
-		free(out);
+		st->positions[st->batch.n_tokens] = done + i;
+		st->rows[st->batch.n_tokens++] = d->first[s] + done + i;
 	}
+}
+
+/* The next chunk of each sequence of [first, last) that has one; false when none has. */
+static bool
+next_step(step *st, const attention_data *d, const chunking *chunks, int first, int last, int32_t *done, int i)
+{
+	st->batch = (qwen_batch){.positions = st->positions, .seqs = st->seqs};
+	for (int s = first; s < last; s++)
+	{
+		int32_t n = chunks->sizes[(i + s) % chunks->n], left = length_of(d->c, s) - done[s];
+
+		n = n < left ? n : left;
+		if (n > 0)
+			add_sequence(st, d, s, done[s], n);
+		done[s] += n;
+	}
+	return st->batch.n_tokens > 0;
+}
+
+static void
+run_step(qwen_device *on, const attention_data *d, const qwen_kv_layer *kv, const step *st, float *qkv, float *out)
+{
+	size_t n = (size_t) st->batch.n_tokens;
+	float *x = poisoned(n * d->width), *y = poisoned(n * d->out_width);
+
+	for (size_t t = 0; t < n; t++)
+		memcpy(x + t * d->width, d->qkv + (size_t) st->rows[t] * d->width, d->width * sizeof(float));
+	on->ops->qk_rope_store(on, x, d->q_norm, d->k_norm, d->rope, &d->c->heads, kv, &st->batch);
+	on->ops->attention(on, y, x, &d->c->heads, kv, &st->batch);
+	for (size_t i = 0; i < GUARD; i++)
+		assert_true(x[n * d->width + i] == 1234 && y[n * d->out_width + i] == 1234);
+	for (size_t t = 0; t < n; t++)
+	{
+		memcpy(qkv + (size_t) st->rows[t] * d->width, x + t * d->width, d->width * sizeof(float));
+		memcpy(out + (size_t) st->rows[t] * d->out_width, y + t * d->out_width, d->out_width * sizeof(float));
+	}
+	free(x);
+	free(y);
+}
+
+/* Computes the sequences [first, last); qkv[tokens][width] is what became of the input. */
+static void
+run_sequences(qwen_device *on, const attention_data *d, const chunking *chunks, int first, int last, float *qkv,
+			  float *out)
+{
+	static step st;
+	qwen_kv_layer kv = make_cache(on, d->c);
+	int32_t done[N_SEQS] = {0};
+
+	for (int i = 0; next_step(&st, d, chunks, first, last, done, i); i++)
+		run_step(on, d, &kv, &st, qkv, out);
+	free(kv.k);
+	free(kv.v);
+}
+
+/* ---- comparisons ---- */
+
+static float
+tolerance_of(qwen_dtype dtype)
+{
+	switch (dtype)
+	{
+		case QWEN_F32:
+			return 2e-5f;
+		case QWEN_F16:
+			return 6e-3f;
+		default:
+			return 5e-2f;
+	}
+}
+
+static void
+check_against_oracle(const attention_data *d, const float *qkv, const float *out)
+{
+	size_t n = (size_t) d->tokens;
+	float *qkv_want = poisoned(n * d->width), *want = poisoned(n * d->out_width);
+	char what[64];
+
+	run_sequences(ref, d, &whole, 0, N_SEQS, qkv_want, want);
+	snprintf(what, sizeof(what), "%s, %d heads of %d on %d", qwen_dtype_name(d->c->kv_dtype), d->c->heads.n_q,
+			 d->c->heads.dim, d->c->heads.n_kv);
+	compare(what, qkv_want, qkv, n * d->width, 5e-6f);
+	compare(what, want, out, n * d->out_width, tolerance_of(d->c->kv_dtype));
+	free(qkv_want);
+	free(want);
+}
+
+/* The same sequences in another way must give the same bits. */
+static void
+check_same(qwen_device *on, const attention_data *d, const chunking *chunks, bool alone, const float *want)
+{
+	size_t n = (size_t) d->tokens;
+	float *qkv = poisoned(n * d->width), *got = poisoned(n * d->out_width);
+
+	if (alone)
+		for (int s = 0; s < N_SEQS; s++)
+			run_sequences(on, d, chunks, s, s + 1, qkv, got);
+	else
+		run_sequences(on, d, chunks, 0, N_SEQS, qkv, got);
+	for (size_t i = 0; i < n * d->out_width; i++)
+		if (memcmp(&want[i], &got[i], sizeof(float)) != 0)
+			fail_msg("%s, %s, %d heads of %d on %d, chunks of %d, %s, %d threads: element %zu of row %zu is %.9g, "
+					 "not %.9g",
+					 on->ops->name, qwen_dtype_name(d->c->kv_dtype), d->c->heads.n_q, d->c->heads.dim, d->c->heads.n_kv,
+					 chunks->sizes[0], alone ? "alone" : "together", on->n_threads, i % d->out_width, i / d->out_width,
+					 (double) got[i], (double) want[i]);
+	free(qkv);
+	free(got);
+}
+
+static qwen_device *
+open_same_set(int n_threads)
+{
+	char why[128];
+	qwen_device *d = qwen_device_open("cpu", dev->ops->name, n_threads, why, sizeof(why));
+
+	assert_non_null(d);
+	return d;
 }
 
 static void
 check_attention(const attention_case *c)
 {
-	attention_data data = make_data(c);
-	size_t n = (size_t) tokens_of(0, N_SEQS, false);
-	size_t row = (size_t) (c->heads.n_q * c->heads.dim);
-	float *qkv_want = copy_array(data.now, n * data.width), *qkv_got = copy_array(data.now, n * data.width);
-	float *want = poisoned(n * row), *got = poisoned(n * row);
-	float tolerance = c->kv_dtype == QWEN_F32 ? 2e-5f : c->kv_dtype == QWEN_F16 ? 6e-3f : 5e-2f;
+	attention_data d = make_data(c);
+	size_t n = (size_t) d.tokens;
+	float *qkv = poisoned(n * d.width), *out = poisoned(n * d.out_width);
+	qwen_device *one = open_same_set(1), *two = open_same_set(2);
 
-	run_attention(ref, c, &data, 0, N_SEQS, qkv_want, want);
-	run_attention(dev, c, &data, 0, N_SEQS, qkv_got, got);
-	compare("qkv", qkv_want, qkv_got, n * data.width, 5e-6f);
-	compare("attention", want, got, n * row, tolerance);
-	check_alone(c, &data, got);
-	free_data(&data);
-	free(qkv_want);
-	free(qkv_got);
-	free(want);
-	free(got);
+	run_sequences(dev, &d, &whole, 0, N_SEQS, qkv, out);
+	check_against_oracle(&d, qkv, out);
+	check_same(one, &d, &whole, true, out);
+	check_same(dev, &d, &whole, true, out);
+	check_same(dev, &d, &token_by_token, false, out);
+	check_same(one, &d, &pieces, false, out);
+	check_same(two, &d, &pieces, true, out);
+	check_same(two, &d, &blocks_of_16, false, out);
+	qwen_device_close(one);
+	qwen_device_close(two);
+	free_data(&d);
+	free(qkv);
+	free(out);
+}
+
+/* ---- tests ---- */
+
+static const qwen_dtype all_dtypes[] = {QWEN_F32, QWEN_F16, QWEN_BF16, QWEN_INT8};
+#define N_DTYPES (sizeof(all_dtypes) / sizeof(all_dtypes[0]))
+
+static void
+check_heads(const qwen_heads *heads, size_t n, bool norms, int32_t longest)
+{
+	for (size_t h = 0; h < n; h++)
+		for (size_t d = 0; d < N_DTYPES; d++)
+			check_attention(&(attention_case){heads[h], norms, all_dtypes[d], longest, 2});
 }
 
 static void
-attention_agrees_and_sequences_do_not_disturb_each_other(void **state)
+long_sequences_agree(void **state)
 {
 	static const qwen_heads heads[] = {
-		{4, 2, 16, 16, 1e-6f},   {6, 2, 64, 64, 1e-6f}, {3, 1, 20, 20, 1e-6f},
-		{4, 4, 128, 128, 1e-6f}, {2, 1, 42, 18, 1e-6f}, {64, 1, 8, 8, 1e-6f},
+		{4, 2, 32, 32, 1e-6f},
+		{3, 1, 20, 20, 1e-6f},
+		{1, 1, 128, 128, 1e-6f},
+		{7, 1, 8, 8, 1e-6f},
 	};
 
-	scatter_blocks();
-	for (size_t h = 0; h < sizeof(heads) / sizeof(heads[0]); h++)
-		for (size_t d = 0; d < 3; d++)
-			for (int norms = 0; norms < 2; norms++)
-				check_attention(&(attention_case){heads[h], norms, all_dtypes[d]});
+	check_heads(heads, sizeof(heads) / sizeof(heads[0]), true, MAX_TOKENS);
+}
+
+static void
+odd_heads_and_groups_agree(void **state)
+{
+	static const qwen_heads heads[] = {
+		{1, 1, 1, 0, 1e-6f},   {2, 2, 2, 2, 1e-6f},    {2, 1, 42, 18, 1e-6f},  {5, 1, 33, 32, 1e-6f},
+		{6, 2, 64, 64, 1e-6f}, {8, 2, 16, 16, 1e-6f},  {12, 2, 17, 8, 1e-6f},  {8, 1, 80, 80, 1e-6f},
+		{9, 1, 31, 30, 1e-6f}, {64, 1, 8, 8, 1e-6f},   {17, 1, 24, 24, 1e-6f}, {2, 1, 512, 512, 1e-6f},
+		{4, 4, 96, 96, 1e-6f}, {3, 1, 256, 64, 1e-6f},
+	};
+
+	check_heads(heads, sizeof(heads) / sizeof(heads[0]), false, 70);
+	check_heads(heads, sizeof(heads) / sizeof(heads[0]), true, 20);
 }
 
 static const set_test set_tests[] = {
-	{"attention agrees and sequences do not disturb each other",
-	 attention_agrees_and_sequences_do_not_disturb_each_other},
+	{"long sequences agree, whole and in parts", long_sequences_agree},
+	{"odd heads and groups agree, whole and in parts", odd_heads_and_groups_agree},
 };
 
 int

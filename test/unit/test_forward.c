@@ -400,7 +400,7 @@ what_does_not_fit_is_refused_with_both_numbers(void **state)
 		QWEN_UNSUPPORTED);
 	assert_non_null(strstr(err.hint, "qwen.device_map"));
 	assert_int_equal(
-		try_open("qwen3", (qwen_model_options){.max_sequences = 4, .step_tokens = 4, .kernels = "amx"}, &err),
+		try_open("qwen3", (qwen_model_options){.max_sequences = 4, .step_tokens = 4, .kernels = "sse9"}, &err),
 		QWEN_INVALID);
 	assert_int_equal(try_open("qwen2_moe", (qwen_model_options){.max_sequences = 4, .step_tokens = 4}, &err),
 					 QWEN_UNSUPPORTED);
@@ -421,7 +421,72 @@ sizes_follow_the_settings(void **state)
 	assert_int_equal(qwen_model_max_sequences(model), 4);
 	assert_int_equal(qwen_model_step_tokens(model), 8);
 	assert_string_equal(qwen_model_dtype(model), "bfloat16");
+	assert_string_equal(qwen_model_quantization(model), "none");
+	assert_string_equal(qwen_model_kv_dtype(model), "bfloat16");
 	qwen_model_close(model);
+}
+
+/* The types that a model gets with these settings, as "dtype quantization kv_dtype". */
+static void
+assert_types(const char *dtype, const char *quantization, const char *kv_dtype, const char *want)
+{
+	const qwen_model_options options = {
+		.path = GOLDEN "qwen3",
+		.max_sequences = 1,
+		.step_tokens = 1,
+		.kv_memory = (size_t) 64 << 20,
+		.dtype = dtype,
+		.quantization = quantization,
+		.kv_dtype = kv_dtype,
+	};
+	qwen_model *model;
+	char got[64];
+	qwen_error err;
+
+	assert_ok(qwen_model_open(&options, NULL, NULL, &model, &err), err);
+	snprintf(got, sizeof(got), "%s %s %s", qwen_model_dtype(model), qwen_model_quantization(model),
+			 qwen_model_kv_dtype(model));
+	assert_string_equal(got, want);
+	qwen_model_close(model);
+}
+
+static void
+types_follow_the_settings(void **state)
+{
+	assert_types("auto", "none", "auto", "bfloat16 none bfloat16");
+	assert_types("float32", "none", "auto", "float32 none float32");
+	assert_types("auto", "int8", "auto", "bfloat16 int8 bfloat16");
+	assert_types("auto", "int4", "float32", "bfloat16 int4 float32");
+	assert_types("auto", "none", "int8", "bfloat16 none int8");
+	assert_types("float16", "int4", "int8", "float16 int4 int8");
+}
+
+/* The setting is refused, and the hint ends in the known words. */
+static void
+assert_refused(const qwen_model_options *options, const char *setting, const char *known)
+{
+	qwen_error err;
+
+	assert_int_equal(try_open("qwen3", *options, &err), QWEN_INVALID);
+	assert_non_null(strstr(err.message, setting));
+	assert_string_equal(err.hint, known);
+}
+
+static void
+unknown_types_are_refused_with_the_known_ones(void **state)
+{
+	qwen_model_options options = {.max_sequences = 1, .step_tokens = 1};
+
+	options.dtype = "int8";
+	assert_refused(&options, "qwen.dtype: \"int8\"", "Known are auto, bfloat16, float16 and float32.");
+	options.dtype = "";
+	assert_refused(&options, "qwen.dtype: \"\"", "Known are auto, bfloat16, float16 and float32.");
+	options.dtype = NULL;
+	options.quantization = "INT8";
+	assert_refused(&options, "qwen.quantization: \"INT8\"", "Known are none, int8 and int4.");
+	options.quantization = "none";
+	options.kv_dtype = "int4";
+	assert_refused(&options, "qwen.kv_dtype: \"int4\"", "Known are auto, bfloat16, float16, float32 and int8.");
 }
 
 static void
@@ -446,6 +511,8 @@ main(void)
 		cmocka_unit_test(steps_without_logits_fill_the_cache_all_the_same),
 		cmocka_unit_test(what_does_not_fit_is_refused_with_both_numbers),
 		cmocka_unit_test(sizes_follow_the_settings),
+		cmocka_unit_test(types_follow_the_settings),
+		cmocka_unit_test(unknown_types_are_refused_with_the_known_ones),
 		cmocka_unit_test(a_step_beyond_the_limits_is_refused),
 	};
 

@@ -181,6 +181,145 @@ ties_at_the_border_of_top_k_are_kept(void **state)
 	assert_true(share[0] == 0 && share[5] == 0);
 }
 
+/* ---- against a plain sort ---- */
+
+/* As a large vocabulary is: several blocks of the sampler, the last one not full. */
+#define LARGE 3001
+
+static const float *sorting; /* logits that by_logit compares */
+
+static int
+by_logit(const void *a, const void *b)
+{
+	int32_t x = *(const int32_t *) a, y = *(const int32_t *) b;
+
+	return sorting[x] > sorting[y] ? -1 : sorting[x] < sorting[y] ? 1 : x - y;
+}
+
+/* How many of order[0, n) are kept; *mass is theirs. *near: a border is too close to tell apart from rounding. */
+static int32_t
+keep(const qwen_sampling *p, const float *logits, const int32_t *order, double *mass, bool *near)
+{
+	double total = 0, kept = 0;
+	int32_t n = LARGE, i;
+
+	if (p->top_k > 0 && p->top_k < n)
+		for (n = p->top_k; n < LARGE && logits[order[n]] == logits[order[p->top_k - 1]]; n++)
+			;
+	for (i = 0; i < n; i++)
+		total += exp(((double) logits[order[i]] - logits[order[0]]) / p->temperature);
+	for (i = 0; i < n; i++)
+	{
+		double w = exp(((double) logits[order[i]] - logits[order[0]]) / p->temperature);
+
+		*near |= p->top_p < 1 && fabs(kept / total - p->top_p) < 1e-6;
+		*near |= p->min_p > 0 && fabs(w - p->min_p) < 1e-6;
+		if (i > 0 && ((p->top_p < 1 && kept >= p->top_p * total) || w < p->min_p))
+			break;
+		kept += w;
+	}
+	*mass = kept;
+	return i;
+}
+
+/* What the definitions say, from a sort of everything. */
+static int32_t
+draw_plainly(const qwen_sampling *p, const float *logits, bool *near)
+{
+	static int32_t order[LARGE];
+	double mass, sum = 0, u = qwen_uniform(p->seed, 0);
+	int32_t n;
+
+	for (int32_t i = 0; i < LARGE; i++)
+		order[i] = i;
+	sorting = logits;
+	qsort(order, LARGE, sizeof(*order), by_logit);
+	*near = false;
+	n = keep(p, logits, order, &mass, near);
+	for (int32_t i = 0; i < n; i++)
+	{
+		sum += exp(((double) logits[order[i]] - logits[order[0]]) / p->temperature);
+		*near |= fabs(sum / mass - u) < 1e-6;
+		if (sum > u * mass)
+			return order[i];
+	}
+	return order[n - 1];
+}
+
+/* Normal logits with a few peaks and many ties, as of a model of that many rows. */
+static void
+make_logits(float *logits, uint64_t seed)
+{
+	for (int i = 0; i < LARGE; i++)
+	{
+		double radius = sqrt(-2 * log(qwen_uniform(seed, 2 * (uint64_t) i) + 1e-300));
+
+		logits[i] = (float) (rint(8 * 2.5 * radius * cos(6.28318530718 * qwen_uniform(seed, 2 * (uint64_t) i + 1))) / 8);
+	}
+	for (int i = 0; i < 5; i++)
+		logits[(int) (LARGE * qwen_uniform(seed, 100000 + (uint64_t) i))] += 8;
+}
+
+static void
+draws_agree_with_a_plain_sort(void **state)
+{
+	static const qwen_sampling kinds[] = {
+		{.temperature = 0.7f, .top_p = 1, .top_k = 20},      {.temperature = 0.7f, .top_p = 0.8f, .top_k = 20},
+		{.temperature = 1, .top_p = 1},                      {.temperature = 1, .top_p = 0.95f},
+		{.temperature = 1.5f, .top_p = 0.9f},                {.temperature = 1, .top_p = 1, .min_p = 0.05f},
+		{.temperature = 2, .top_p = 0.99f, .min_p = 0.001f}, {.temperature = 100, .top_p = 1},
+		{.temperature = 100, .top_p = 0.5f},                 {.temperature = 1, .top_p = 1, .top_k = 2 * LARGE},
+		{.temperature = 0.01f, .top_p = 1},
+	};
+	static float logits[LARGE], copy[LARGE];
+	qwen_sampler *s = qwen_sampler_new(LARGE, NULL);
+	int compared = 0;
+
+	for (uint64_t seed = 0; seed < 40; seed++)
+		for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++)
+		{
+			qwen_sampling p = kinds[k];
+			bool near;
+			int32_t want;
+
+			p.seed = seed;
+			p.repetition_penalty = 1;
+			make_logits(logits, seed);
+			want = draw_plainly(&p, logits, &near);
+			memcpy(copy, logits, sizeof(copy));
+			if (qwen_sample(s, &p, copy, NULL, 0, 0) != want && !near)
+				fail_msg("kind %zu, seed %d: another token than %d", k, (int) seed, want);
+			compared += !near;
+		}
+	assert_true(compared > 400);
+	qwen_sampler_free(s);
+}
+
+static void
+the_best_of_many_is_the_lowest_of_equals(void **state)
+{
+	static float logits[LARGE];
+	qwen_sampler *s = qwen_sampler_new(LARGE, NULL);
+
+	for (int32_t at = 0; at < LARGE; at += 37)
+	{
+		for (int i = 0; i < LARGE; i++)
+			logits[i] = i < at ? -2 : i == at || i % 5 == 0 ? -1 : -3;
+		assert_int_equal(qwen_sample(s, &greedy, logits, NULL, 0, 0), at);
+	}
+	/* what is not a number is passed over, and infinity is the best there can be */
+	for (int i = 0; i < LARGE; i++)
+		logits[i] = NAN;
+	assert_int_equal(qwen_sample(s, &greedy, logits, NULL, 0, 0), 0);
+	logits[LARGE - 1] = -5;
+	assert_int_equal(qwen_sample(s, &greedy, logits, NULL, 0, 0), LARGE - 1);
+	logits[70] = INFINITY;
+	assert_int_equal(qwen_sample(s, &(qwen_sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1}, logits,
+								 NULL, 0, 0),
+					 70);
+	qwen_sampler_free(s);
+}
+
 static void
 uniform_numbers_are_a_function_of_seed_and_counter(void **state)
 {
@@ -209,6 +348,8 @@ main(void)
 		cmocka_unit_test(draws_follow_the_softmax),
 		cmocka_unit_test(truncation_keeps_a_prefix),
 		cmocka_unit_test(ties_at_the_border_of_top_k_are_kept),
+		cmocka_unit_test(draws_agree_with_a_plain_sort),
+		cmocka_unit_test(the_best_of_many_is_the_lowest_of_equals),
 		cmocka_unit_test(uniform_numbers_are_a_function_of_seed_and_counter),
 	};
 

@@ -107,7 +107,8 @@ write_model(const scratch *s, const changes *c)
 
 /* Writes, plans and loads; the caller frees *w when that worked. */
 static qwen_status
-load(const qwen_config *config, const changes *c, const char *dtype, qwen_device *dev, qwen_weights *w, qwen_error *err)
+load_with(const qwen_config *config, const changes *c, const qwen_model_options *options, qwen_device *dev,
+		  qwen_weights *w, qwen_error *err)
 {
 	scratch s;
 	qwen_checkpoint *checkpoint = NULL;
@@ -117,7 +118,7 @@ load(const qwen_config *config, const changes *c, const char *dtype, qwen_device
 	scratch_open(&s);
 	write_model(&s, c);
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, err), *err);
-	rc = qwen_weights_plan(config, checkpoint, dev, dtype, w, &plan, err);
+	rc = qwen_weights_plan(config, checkpoint, dev, options, w, &plan, err);
 	if (rc == QWEN_OK)
 	{
 		rc = qwen_weights_load(plan, checkpoint, dev, NULL, NULL, err);
@@ -130,14 +131,65 @@ load(const qwen_config *config, const changes *c, const char *dtype, qwen_device
 	return rc;
 }
 
+static qwen_status
+load(const qwen_config *config, const changes *c, const char *dtype, qwen_device *dev, qwen_weights *w, qwen_error *err)
+{
+	return load_with(config, c, &(qwen_model_options){.dtype = dtype}, dev, w, err);
+}
+
 static qwen_device *
 open_device(const char *kernels)
 {
 	char why[128];
-	qwen_device *dev = qwen_device_open("cpu", kernels, 1, why, sizeof(why));
+	qwen_device *dev = qwen_device_open("cpu", kernels, 3, why, sizeof(why));
 
 	assert_non_null(dev);
 	return dev;
+}
+
+/* The byte that the file has at a place of its data, and the value of the bfloat16 there. */
+static unsigned char
+file_byte(size_t at)
+{
+	return (unsigned char) (at % 251);
+}
+
+static float
+file_value(size_t at)
+{
+	uint32_t bits = (uint32_t) file_byte(at) << 16 | (uint32_t) file_byte(at + 1) << 24;
+	float f;
+
+	memcpy(&f, &bits, sizeof(f));
+	return f;
+}
+
+/* All rows of a matrix as floats, whatever its layout: to be freed. */
+static float *
+rows_of(qwen_device *dev, const qwen_matrix *m)
+{
+	float *rows = malloc((size_t) (m->n * m->k) * sizeof(float));
+	int32_t *ids = malloc((size_t) m->n * sizeof(int32_t));
+
+	assert_true(rows && ids);
+	for (int32_t i = 0; i < m->n; i++)
+		ids[i] = i;
+	dev->ops->embed(dev, rows, m, ids, (int32_t) m->n);
+	free(ids);
+	return rows;
+}
+
+/* Rows [row, row + n) of a matrix are the tensor at that place of the file. */
+static void
+assert_rows(qwen_device *dev, const qwen_matrix *m, int64_t row, int64_t n, size_t at)
+{
+	float *rows = rows_of(dev, m);
+
+	for (int64_t i = 0; i < n * m->k; i++)
+		if (rows[row * m->k + i] != file_value(at + 2 * (size_t) i))
+			fail_msg("element %d of row %d is %g, not %g", (int) (i % m->k), (int) (row + i / m->k),
+					 (double) rows[row * m->k + i], (double) file_value(at + 2 * (size_t) i));
+	free(rows);
 }
 
 static void
@@ -151,8 +203,7 @@ tensors_find_their_place_under_every_prefix(void **state)
 	for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
 	{
 		assert_ok(load(&small, &(changes){.prefix = prefixes[i], .dtype = "BF16"}, "auto", dev, &w, &err), err);
-		/* the file's bytes count up modulo 251, so the first element of q_proj tells where it came from */
-		assert_int_equal(((unsigned char *) w.layers[0].qkv.data)[0], (20 + 4) * 2);
+		assert_rows(dev, &w.layers[0].qkv, 0, 4, (20 + 4) * 2);
 		assert_int_equal(w.layers[0].qkv.n, 8);
 		assert_int_equal(w.layers[0].gate_up.n, 12);
 		assert_int_equal(w.layers[0].qkv.dtype, QWEN_BF16);
@@ -169,18 +220,106 @@ parts_are_fused_in_order(void **state)
 	qwen_device *dev = open_device("portable");
 	qwen_weights w;
 	qwen_error err;
-	const unsigned char *qkv, *gate_up;
 
 	assert_ok(load(&small, &(changes){.prefix = "model.", .dtype = "BF16"}, "auto", dev, &w, &err), err);
-	qkv = w.layers[0].qkv.data;
-	/* q, k and v follow each other in the file too, so the whole matrix counts up */
-	for (int i = 0; i < 64; i++)
-		assert_int_equal(qkv[i], (48 + i) % 251);
-	gate_up = w.layers[0].gate_up.data;
-	for (int i = 0; i < 96; i++)
-		assert_int_equal(gate_up[i], (168 + i) % 251);
-	assert_true(w.bytes == 2 * (20 + 32 + 16 + 48 + 24 + 20) + 4 * (4 + 8 + 4 + 4));
+	/* q, k and v follow each other in the file too, and so do gate and up */
+	assert_rows(dev, &w.layers[0].qkv, 0, 8, 48);
+	assert_rows(dev, &w.layers[0].gate_up, 0, 12, 168);
+	assert_true(w.bytes == w.embed.bytes + w.head.bytes + w.layers[0].qkv.bytes + w.layers[0].out.bytes +
+							   w.layers[0].gate_up.bytes + w.layers[0].down.bytes + 4 * (4 + 8 + 4 + 4));
 	qwen_weights_free(&w, dev);
+	qwen_device_close(dev);
+}
+
+/*
+ * Matrices of several units, whose parts begin at rows that no unit would begin at by itself: h 1024, 5 heads of 2,
+ * f 1500, V 1001.  Many threads read them, and every row is where it belongs.
+ */
+static void
+large_matrices_are_read_in_parts(void **state)
+{
+	static const tensor_spec tensors[] = {
+		{"embed_tokens.weight", "1001,1024", 1001 * 1024},
+		{"layers.0.input_layernorm.weight", "1024", 1024},
+		{"layers.0.self_attn.q_proj.weight", "10,1024", 10 * 1024},
+		{"layers.0.self_attn.k_proj.weight", "2,1024", 2 * 1024},
+		{"layers.0.self_attn.v_proj.weight", "2,1024", 2 * 1024},
+		{"layers.0.self_attn.o_proj.weight", "1024,10", 1024 * 10},
+		{"layers.0.post_attention_layernorm.weight", "1024", 1024},
+		{"layers.0.mlp.gate_proj.weight", "1500,1024", 1500 * 1024},
+		{"layers.0.mlp.up_proj.weight", "1500,1024", 1500 * 1024},
+		{"layers.0.mlp.down_proj.weight", "1024,1500", 1024 * 1500},
+		{"norm.weight", "1024", 1024},
+	};
+	const qwen_config config = {.arch = QWEN_ARCH_QWEN2,
+								.vocab_size = 1001,
+								.hidden_size = 1024,
+								.intermediate_size = 1500,
+								.n_layers = 1,
+								.n_heads = 5,
+								.n_kv_heads = 1,
+								.head_dim = 2,
+								.tied = true};
+	qwen_device *dev = open_device("auto");
+	scratch s;
+	char header[4096] = "{";
+	size_t offset = 0, at[11];
+	qwen_checkpoint *checkpoint;
+	qwen_weight_plan *plan;
+	qwen_weights w;
+	qwen_error err;
+
+	for (int i = 0; i < 11; i++)
+	{
+		at[i] = offset;
+		add_entry(header, sizeof(header), "", tensors[i].name, "BF16", tensors[i].shape, tensors[i].elements, &offset);
+	}
+	strcat(header, "}");
+	scratch_open(&s);
+	scratch_safetensors(&s, "model.safetensors", header, offset);
+	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
+	assert_ok(qwen_weights_plan(&config, checkpoint, dev, &(qwen_model_options){0}, &w, &plan, &err), err);
+	assert_ok(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), err);
+	assert_rows(dev, &w.embed, 0, 1001, at[0]);
+	assert_rows(dev, &w.layers[0].qkv, 0, 14, at[2]);
+	assert_rows(dev, &w.layers[0].out, 0, 1024, at[5]);
+	assert_rows(dev, &w.layers[0].gate_up, 0, 1500, at[7]);
+	assert_rows(dev, &w.layers[0].gate_up, 1500, 1500, at[8]);
+	assert_rows(dev, &w.layers[0].down, 0, 1024, at[9]);
+	assert_true(w.norm[1023] == file_value(at[10] + 2 * 1023));
+	qwen_weight_plan_free(plan);
+	qwen_weights_free(&w, dev);
+	qwen_checkpoint_close(checkpoint);
+	qwen_device_close(dev);
+	scratch_close(&s);
+}
+
+/* The layers as asked, rows of the vocabulary in int8 at most, vectors not at all. */
+static void
+matrices_are_quantized_by_their_place(void **state)
+{
+	static const char *const words[] = {"int8", "int4"};
+	static const qwen_dtype types[] = {QWEN_INT8, QWEN_INT4};
+	qwen_device *dev = open_device("auto");
+	qwen_weights w;
+	qwen_error err;
+
+	for (int i = 0; i < 2; i++)
+	{
+		const qwen_model_options options = {.quantization = words[i], .dtype = "float16"};
+
+		assert_ok(load_with(&small, &(changes){.prefix = "model.", .dtype = "BF16"}, &options, dev, &w, &err), err);
+		assert_int_equal(w.dtype, QWEN_F16);
+		assert_int_equal(w.layers[0].qkv.dtype, types[i]);
+		assert_int_equal(w.layers[0].out.dtype, types[i]);
+		assert_int_equal(w.layers[0].gate_up.dtype, types[i]);
+		assert_int_equal(w.layers[0].down.dtype, types[i]);
+		assert_int_equal(w.embed.dtype, QWEN_INT8);
+		assert_int_equal(w.head.dtype, QWEN_INT8);
+		assert_int_equal(w.head.bytes, dev->ops->matrix_bytes(dev, QWEN_INT8, 5, 4));
+		assert_true(w.layers[0].ffn_norm[0] == file_value(2 * (20 + 4 + 32 + 8 + 16)));
+		qwen_weights_free(&w, dev);
+	}
 	qwen_device_close(dev);
 }
 
@@ -318,7 +457,7 @@ truncated_weights_name_file_and_byte(void **state)
 	scratch_open(&s);
 	write_model(&s, &(changes){.prefix = "model.", .dtype = "BF16"});
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
-	assert_ok(qwen_weights_plan(&small, checkpoint, dev, "auto", &w, &plan, &err), err);
+	assert_ok(qwen_weights_plan(&small, checkpoint, dev, &(qwen_model_options){0}, &w, &plan, &err), err);
 	assert_int_equal(truncate(scratch_path(&s, "model.safetensors", path), 1500), 0);
 	assert_int_equal(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), QWEN_IO);
 	assert_non_null(strstr(err.message, "model.safetensors"));
@@ -368,6 +507,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(tensors_find_their_place_under_every_prefix),
 		cmocka_unit_test(parts_are_fused_in_order),
+		cmocka_unit_test(large_matrices_are_read_in_parts),
+		cmocka_unit_test(matrices_are_quantized_by_their_place),
 		cmocka_unit_test(a_tied_head_is_the_embedding),
 		cmocka_unit_test(everything_that_does_not_fit_is_reported_at_once),
 		cmocka_unit_test(a_model_of_another_size_gives_a_list_that_is_cut),
