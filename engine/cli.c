@@ -22,6 +22,7 @@
 typedef struct model_numbers
 {
 	const char *threads;
+	const char *tensor_parallel;
 	const char *max_model_len;
 	const char *max_sequences;
 	const char *kv_memory;
@@ -46,7 +47,11 @@ static void
 add_model_options(option_list *list, qwen_model_options *model, model_numbers *numbers)
 {
 	const qwen_cli_option common[] = {
-		{"device-map", 0, "MAP", "where the model goes: auto, cpu", &model->device_map, NULL},
+		{"device-map", 0, "MAP", "auto, balanced, balanced_low_0, sequential, a device, or a JSON map",
+		 &model->device_map, NULL},
+		{"max-memory", 0, "LIST", "limits of devices, e.g. cpu:0=20GiB,cpu:1=20GiB", &model->max_memory, NULL},
+		{"tensor-parallel", 0, "N", "devices that share each layer (default: 1)", &numbers->tensor_parallel, NULL},
+		{"offload", 0, "WHERE", "off, cpu: where layers may go that the GPUs cannot hold", &model->offload, NULL},
 		{"dtype", 0, "TYPE", "auto (the checkpoint's), bfloat16, float16, float32", &model->dtype, NULL},
 		{"quantization", 0, "TYPE", "none, int8, int4: the matrices are quantised while they are read",
 		 &model->quantization, NULL},
@@ -180,6 +185,8 @@ static bool
 check_numbers(const model_numbers *numbers, qwen_model_options *model)
 {
 	return (!numbers->threads || qwen_cli_int("threads", numbers->threads, 0, 1024, &model->threads)) &&
+		   (!numbers->tensor_parallel || qwen_cli_int("tensor-parallel", numbers->tensor_parallel, 1,
+													  QWEN_PLAN_MAX_DEVICES, &model->tensor_parallel)) &&
 		   (!numbers->max_model_len ||
 			qwen_cli_int("max-model-len", numbers->max_model_len, 0, 1 << 24, &model->max_model_len)) &&
 		   (!numbers->max_sequences ||

@@ -19,9 +19,8 @@
 typedef int (*abi_fn)(void);
 typedef int (*devices_fn)(qwen_cuda_device *devices, int max, char *why, size_t why_size);
 
-/* The processor, with what the machine, or the memory cgroups of this process, can give. */
-static qwen_plan_device
-processor(void)
+qwen_plan_device
+qwen_machine_processor(void)
 {
 	qwen_plan_device d = {.name = "cpu", .kind = QWEN_DEVICE_CPU};
 
@@ -76,6 +75,6 @@ qwen_machine_devices(qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES])
 		devices[i] = (qwen_plan_device){.kind = QWEN_DEVICE_CUDA, .total = gpus[i].total, .free = gpus[i].free};
 		snprintf(devices[i].name, sizeof(devices[i].name), "cuda:%d", gpus[i].index);
 	}
-	devices[n] = processor();
+	devices[n] = qwen_machine_processor();
 	return n + 1;
 }

@@ -13,4 +13,7 @@
  */
 int qwen_machine_devices(qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES]);
 
+/* The processor alone, with what the machine, or the memory cgroups of this process, can give. */
+qwen_plan_device qwen_machine_processor(void);
+
 #endif

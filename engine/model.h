@@ -15,7 +15,10 @@ typedef struct qwen_model qwen_model;
 typedef struct qwen_model_options
 {
 	const char *path;         /* model folder */
-	const char *device_map;   /* "auto" or "cpu" in this version */
+	const char *device_map;   /* a strategy, a device, or a JSON map; of processors in this version */
+	const char *max_memory;   /* "cpu:0=2GiB,cpu:1=4GiB" */
+	const char *offload;      /* "off", "cpu" */
+	int tensor_parallel;      /* devices that share each layer, 0 = 1 */
 	const char *kernels;      /* "auto", "ref", ... */
 	const char *dtype;        /* of matrices that are not quantised: "auto", "bfloat16", "float16", "float32" */
 	const char *quantization; /* "none", "int8", "int4" */

@@ -18,11 +18,14 @@ cpu_matrix_bytes(qwen_dtype dtype, int64_t n, int64_t k)
 	return packed_bytes(dtype, n, k);
 }
 
-/* Activations of a product, narrowed to bfloat16 or to int8 with scale and sum of each group: the former is longer. */
+/* Activations of a product, narrowed to bfloat16 or to int8 with scale and sum of each group: what is longer. */
 static uint64_t
 cpu_scratch_bytes(int64_t rows, int64_t k)
 {
-	return (uint64_t) rows * (uint64_t) round_up(k, QWEN_GROUP) * 2;
+	int64_t halfs = narrow_stride(QWEN_BF16, k) * 2;
+	int64_t bytes = narrow_stride(QWEN_INT8, k) + padded_k(QWEN_INT8, k) / QWEN_GROUP * 8;
+
+	return (uint64_t) rows * (uint64_t) (halfs > bytes ? halfs : bytes);
 }
 
 /* ---- GPUs: 16-bit activations, row-major matrices, scales behind the elements ---- */
@@ -60,7 +63,7 @@ cuda_scratch_bytes(int64_t rows, int64_t k)
 }
 
 /*
- * Margins: of a processor, tables, staging, the tokenizer and the allocator's own needs (as model_plan.c has it); of a
+ * Margins: of a processor, tables, staging, the tokenizer and the allocator's own needs; of a
  * GPU, the granularity of allocations (2 MiB each) and what other programs take meanwhile.  An automatic cache leaves a
  * processor's memory to the server that shares it.
  *
