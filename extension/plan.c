@@ -99,10 +99,7 @@ build_command(FunctionCallInfo fcinfo)
 	return command.data;
 }
 
-/*
- * The argument, or what the server is set to.  Settings that this version does not have are as good as not set; those
- * about the machine's devices say nothing about others.
- */
+/* The argument, or what the server is set to; settings about the machine's devices say nothing about others. */
 static const char *
 option_value(FunctionCallInfo fcinfo, int i)
 {
@@ -112,7 +109,7 @@ option_value(FunctionCallInfo fcinfo, int i)
 		return qwen_model_path();
 	if (options[i].setting == NULL || (options[i].placement && !PG_ARGISNULL(ARG_DEVICES)))
 		return NULL;
-	return GetConfigOption(options[i].setting, true, false);
+	return GetConfigOption(options[i].setting, false, false);
 }
 
 /* For the shell: within single quotes nothing but those has a meaning. */

@@ -48,6 +48,8 @@ typedef enum QwenCache
 /* engine settings: sighup, take effect at qwen_reload() */
 extern char *qwen_model;
 extern char *qwen_device_map;
+extern char *qwen_max_memory; /* empty: no limits */
+extern int qwen_tensor_parallel;
 extern int qwen_max_model_len;
 extern int qwen_max_sequences;
 extern char *qwen_kv_memory;

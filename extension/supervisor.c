@@ -115,6 +115,9 @@ qwen_engine_read_settings(void)
 	add_option(&next, "-m", next.model);
 	if (strcmp(qwen_device_map, "auto") != 0)
 		add_option(&next, "--device-map", qwen_device_map);
+	add_option(&next, "--max-memory", qwen_max_memory);
+	add_number(&next, "--tensor-parallel", qwen_tensor_parallel, 1);
+	add_choice(&next, "--offload", "qwen.offload", "off");
 	add_choice(&next, "--dtype", "qwen.dtype", "auto");
 	add_choice(&next, "--quantization", "qwen.quantization", "none");
 	add_choice(&next, "--kv-dtype", "qwen.kv_dtype", "auto");
