@@ -339,7 +339,7 @@ qwen_cli_lines(const char *file, qwen_cli_line_fn fn, void *arg)
 }
 
 void
-qwen_cli_progress(void *arg, uint64_t done, uint64_t total)
+qwen_cli_progress(void *arg, const qwen_model *model, uint64_t done, uint64_t total)
 {
 	static int shown = -1;
 	int percent = total ? (int) (100.0 * (double) done / (double) total) : 100;

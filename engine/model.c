@@ -109,11 +109,30 @@ choose_kv_dtype(qwen_model *m, const char *asked, qwen_error *err)
 	return QWEN_OK;
 }
 
+/* Whom to tell how far loading is. */
+typedef struct observer
+{
+	const qwen_model *model;
+	qwen_progress_fn progress; /* or NULL */
+	void *arg;
+} observer;
+
+/* A qwen_load_fn. */
+static void
+observe(void *arg, uint64_t done, uint64_t total)
+{
+	const observer *o = arg;
+
+	if (o->progress)
+		o->progress(o->arg, o->model, done, total);
+}
+
 /* All devices' tensors in one plan, since each tensor is read once. */
 static qwen_status
 load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *checkpoint, qwen_progress_fn progress,
 	 void *arg, qwen_error *err)
 {
+	observer o = {m, progress, arg};
 	qwen_weight_plan *plan;
 	qwen_status rc;
 
@@ -121,7 +140,7 @@ load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *ch
 	if (rc != QWEN_OK)
 		return rc;
 	if ((rc = qwen_parts_allocate(m, err)) == QWEN_OK)
-		rc = qwen_weights_load(plan, checkpoint, progress, arg, err);
+		rc = qwen_weights_load(plan, checkpoint, observe, &o, err);
 	qwen_weight_plan_free(plan);
 	return rc;
 }
@@ -200,6 +219,30 @@ const qwen_device *
 qwen_model_device(const qwen_model *m)
 {
 	return m->parts[0].dev;
+}
+
+const qwen_plan *
+qwen_model_plan(const qwen_model *m)
+{
+	return &m->plan;
+}
+
+uint64_t
+qwen_model_loaded(const qwen_model *m, int device)
+{
+	for (const qwen_part *p = m->parts; p < m->parts + m->n_parts; p++)
+		if (p->share == &m->plan.devices[device])
+			return p->weights->loaded;
+	return 0;
+}
+
+uint64_t
+qwen_model_used(const qwen_model *m, int device)
+{
+	for (const qwen_part *p = m->parts; p < m->parts + m->n_parts; p++)
+		if (p->share == &m->plan.devices[device])
+			return p->allocated + p->weights->loaded;
+	return 0;
 }
 
 int

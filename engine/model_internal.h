@@ -42,7 +42,7 @@ typedef struct qwen_part
 	qwen_workspace ws;
 	void *arena;        /* [share->usage.activations] the memory of ws */
 	float *rope;        /* [max_len, d] */
-	uint64_t allocated; /* bytes of all this, weights too */
+	uint64_t allocated; /* bytes of cache, activations, scratch memory and rope table */
 } qwen_part;
 
 struct qwen_model

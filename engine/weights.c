@@ -53,7 +53,7 @@ typedef struct loader
 	atomic_bool failed;   /* nobody takes another one */
 	pthread_mutex_t lock; /* of what follows */
 	uint64_t done;        /* bytes read so far */
-	qwen_progress_fn progress;
+	qwen_load_fn progress;
 	void *arg;
 	qwen_status status; /* of the first failure, which err tells of */
 	qwen_error *err;
@@ -307,7 +307,7 @@ load_slots(loader *l)
 }
 
 qwen_status
-qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_progress_fn progress, void *arg,
+qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_load_fn progress, void *arg,
 				  qwen_error *err)
 {
 	loader l = {.plan = plan,

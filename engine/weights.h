@@ -71,6 +71,9 @@ typedef struct qwen_weights
 	size_t n_memory;
 } qwen_weights;
 
+/* Called while loading, as a qwen_progress_fn is. */
+typedef void (*qwen_load_fn)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+
 /* Which checkpoint tensor goes where: made before anything is allocated. */
 typedef struct qwen_weight_plan qwen_weight_plan;
 
@@ -88,8 +91,8 @@ void qwen_weight_plan_free(qwen_weight_plan *plan);
  * Allocates and reads, on all threads of the first device, for all devices at the same time; each tensor is read once,
  * through bounded buffers.  The parts are to be freed in every case.
  */
-qwen_status qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint,
-							  qwen_progress_fn progress, void *arg, qwen_error *err);
+qwen_status qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_load_fn progress,
+							  void *arg, qwen_error *err);
 void qwen_weights_free(qwen_weights *part);
 
 /*

@@ -153,6 +153,9 @@ typedef struct QwenStatus
 
 extern void qwen_get_status(QwenStatus *status);
 
+/* What the engine has said of its devices, a consistent copy; none when there is no engine that has. */
+extern void qwen_get_devices(qwen_devices *devices);
+
 /* One row of qwen_requests. */
 typedef struct QwenRequestInfo
 {

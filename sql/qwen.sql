@@ -231,6 +231,60 @@ CREATE VIEW qwen_requests AS
 
 COMMENT ON VIEW qwen_requests IS 'requests in the queue and under way; those of others only for pg_read_all_stats';
 
+-- What the engine has on its devices, and where each part of the model is. Live while it loads.
+
+CREATE FUNCTION qwen_devices(
+	OUT device text,
+	OUT kind text,
+	OUT layers int,
+	OUT planned_bytes bigint,
+	OUT weights_bytes bigint,
+	OUT loaded_bytes bigint,
+	OUT kv_bytes bigint,
+	OUT workspace_bytes bigint,
+	OUT used_bytes bigint,
+	OUT peak_bytes bigint,
+	OUT free_bytes bigint,
+	OUT budget_bytes bigint,
+	OUT total_bytes bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_devices_rows'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_devices() IS 'memory of the devices that the model is on';
+
+CREATE VIEW qwen_devices AS
+	SELECT * FROM qwen_devices();
+
+COMMENT ON VIEW qwen_devices IS 'memory of the devices that the model is on, also while it is loaded';
+COMMENT ON COLUMN qwen_devices.planned_bytes IS 'all that the plan counts: weights, cache, workspace, overhead and a margin';
+COMMENT ON COLUMN qwen_devices.weights_bytes IS 'of the plan';
+COMMENT ON COLUMN qwen_devices.loaded_bytes IS 'of the weights, so far';
+COMMENT ON COLUMN qwen_devices.kv_bytes IS 'of the plan: keys and values of running sequences';
+COMMENT ON COLUMN qwen_devices.workspace_bytes IS 'of the plan: activations, logits and tables';
+COMMENT ON COLUMN qwen_devices.used_bytes IS 'reserved for cache and workspace, and weights so far';
+COMMENT ON COLUMN qwen_devices.peak_bytes IS 'the most that used_bytes has been';
+COMMENT ON COLUMN qwen_devices.free_bytes IS 'of the budget, as far as others have left it';
+COMMENT ON COLUMN qwen_devices.budget_bytes IS 'what the plan could use: what was free, or qwen.max_memory';
+
+CREATE FUNCTION qwen_device_map(
+	OUT ordinal int,
+	OUT item text,
+	OUT layer int,
+	OUT device text,
+	OUT weights_bytes bigint,
+	OUT kv_bytes bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_device_map_rows'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_device_map() IS 'device of each part of the model';
+
+CREATE VIEW qwen_device_map AS
+	SELECT * FROM qwen_device_map();
+
+COMMENT ON VIEW qwen_device_map IS 'device of the embedding, each layer and the head; several with qwen.tensor_parallel';
+
 -- The counters are exact: each request is added to the set of its role when it ends, before its answer is returned.
 CREATE FUNCTION qwen_stat(
 	OUT userid oid,
@@ -497,6 +551,8 @@ REVOKE ALL ON FUNCTION
 	qwen_detokenize(int[]),
 	qwen_status(),
 	qwen_requests(),
+	qwen_devices(),
+	qwen_device_map(),
 	qwen_stat(),
 	qwen_stat_engine(),
 	qwen_stat_reset(),

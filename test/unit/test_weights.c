@@ -482,15 +482,18 @@ typedef struct progress_seen
 {
 	uint64_t last;
 	uint64_t total;
+	uint64_t loaded; /* on the first device */
 	int calls;
 } progress_seen;
 
 static void
-watch(void *arg, uint64_t done, uint64_t total)
+watch(void *arg, const qwen_model *model, uint64_t done, uint64_t total)
 {
 	progress_seen *p = arg;
 
 	assert_true(done > p->last && done <= total);
+	assert_true(qwen_model_loaded(model, 0) > p->loaded);
+	p->loaded = qwen_model_loaded(model, 0);
 	p->last = done;
 	p->total = total;
 	p->calls++;
