@@ -14,12 +14,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "plan.h"
+
 #define MAX_OPTIONS 40
 
 /* Text of the numeric model options until they are checked. */
 typedef struct model_numbers
 {
 	const char *threads;
+	const char *tensor_parallel;
 	const char *max_model_len;
 	const char *max_sequences;
 	const char *kv_memory;
@@ -44,7 +47,11 @@ static void
 add_model_options(option_list *list, qwen_model_options *model, model_numbers *numbers)
 {
 	const qwen_cli_option common[] = {
-		{"device-map", 0, "MAP", "where the model goes: auto, cpu", &model->device_map, NULL},
+		{"device-map", 0, "MAP", "auto, balanced, balanced_low_0, sequential, a device, or a JSON map",
+		 &model->device_map, NULL},
+		{"max-memory", 0, "LIST", "limits of devices, e.g. cpu:0=20GiB,cpu:1=20GiB", &model->max_memory, NULL},
+		{"tensor-parallel", 0, "N", "devices that share each layer (default: 1)", &numbers->tensor_parallel, NULL},
+		{"offload", 0, "WHERE", "off, cpu: where layers may go that the GPUs cannot hold", &model->offload, NULL},
 		{"dtype", 0, "TYPE", "auto (the checkpoint's), bfloat16, float16, float32", &model->dtype, NULL},
 		{"quantization", 0, "TYPE", "none, int8, int4: the matrices are quantised while they are read",
 		 &model->quantization, NULL},
@@ -150,38 +157,18 @@ qwen_cli_int(const char *option, const char *text, long min, long max, int *out)
 	return true;
 }
 
-/* Parses "512MB", "2GiB", "1.5GB" or plain bytes. Units are powers of 1024 with and without the i, as the server's are. */
 static bool
 parse_size(const char *option, const char *text, size_t *out)
 {
-	static const char units[] = "BKMGT";
-	char *end;
-	double value;
-	const char *unit;
-	int power = 0;
+	uint64_t bytes;
 
-	errno = 0;
-	value = strtod(text, &end);
-	while (*end == ' ')
-		end++;
-	if (*end && (unit = strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end)) != NULL)
+	if (qwen_parse_size(text, strlen(text), &bytes))
 	{
-		power = (int) (unit - units);
-		end++;
-		if (power > 0 && *end == 'i')
-			end++;
-		if (power > 0 && (*end == 'B' || *end == 'b'))
-			end++;
+		*out = (size_t) bytes;
+		return true;
 	}
-	while (power-- > 0)
-		value *= 1024;
-	if (errno || end == text || *end || !(value >= 0 && value < 1e18))
-	{
-		fprintf(stderr, "qwen-engine: --%s must be a size such as 512MB or 2GiB, not \"%s\"\n", option, text);
-		return false;
-	}
-	*out = (size_t) value;
-	return true;
+	fprintf(stderr, "qwen-engine: --%s must be a size such as 512MB or 2GiB, not \"%s\"\n", option, text);
+	return false;
 }
 
 static bool
@@ -198,6 +185,8 @@ static bool
 check_numbers(const model_numbers *numbers, qwen_model_options *model)
 {
 	return (!numbers->threads || qwen_cli_int("threads", numbers->threads, 0, 1024, &model->threads)) &&
+		   (!numbers->tensor_parallel || qwen_cli_int("tensor-parallel", numbers->tensor_parallel, 1,
+													  QWEN_PLAN_MAX_DEVICES, &model->tensor_parallel)) &&
 		   (!numbers->max_model_len ||
 			qwen_cli_int("max-model-len", numbers->max_model_len, 0, 1 << 24, &model->max_model_len)) &&
 		   (!numbers->max_sequences ||
@@ -350,7 +339,7 @@ qwen_cli_lines(const char *file, qwen_cli_line_fn fn, void *arg)
 }
 
 void
-qwen_cli_progress(void *arg, uint64_t done, uint64_t total)
+qwen_cli_progress(void *arg, const qwen_model *model, uint64_t done, uint64_t total)
 {
 	static int shown = -1;
 	int percent = total ? (int) (100.0 * (double) done / (double) total) : 100;

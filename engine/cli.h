@@ -55,7 +55,7 @@ json_t *qwen_cli_error_object(const qwen_error *err);
 void qwen_cli_print(const json_t *value);
 
 /* A progress bar for loading, on standard error when that is a terminal. A qwen_progress_fn. */
-void qwen_cli_progress(void *arg, uint64_t done, uint64_t total);
+void qwen_cli_progress(void *arg, const qwen_model *model, uint64_t done, uint64_t total);
 
 int qwen_cmd_tokenize(int argc, char **argv);
 int qwen_cmd_detokenize(int argc, char **argv);
@@ -64,6 +64,7 @@ int qwen_cmd_logits(int argc, char **argv);
 int qwen_cmd_generate(int argc, char **argv);
 int qwen_cmd_bench(int argc, char **argv);
 int qwen_cmd_probe(int argc, char **argv);
+int qwen_cmd_plan(int argc, char **argv);
 int qwen_cmd_serve(int argc, char **argv);
 
 #endif

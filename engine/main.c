@@ -16,6 +16,7 @@ static const struct
 } commands[] = {
 	{"generate", qwen_cmd_generate, "answer prompts, many at a time"},
 	{"bench", qwen_cmd_bench, "measure prefill, decode and batched decode"},
+	{"plan", qwen_cmd_plan, "tell what each device would hold, or why a model does not fit"},
 	{"probe", qwen_cmd_probe, "show what this machine gives"},
 	{"tokenize", qwen_cmd_tokenize, "text to token ids"},
 	{"detokenize", qwen_cmd_detokenize, "token ids to text"},

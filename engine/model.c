@@ -2,134 +2,145 @@
  * model.c
  *	  Opening and closing of a model.
  *
- *	  config.json -> device -> checkpoint headers -> weight plan -> memory plan
- *	  -> cache, workspace, rope table -> weights
+ *	  config.json -> checkpoint headers -> plan -> devices -> which tensor goes
+ *	  where -> cache, workspace, rope tables -> weights
  *
  * The plan comes before any large allocation, and the weights, which take the
  * time, come last: a model that does not fit is refused at once.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "config_rope.h"
+#include "dtype.h"
+#include "machine.h"
 #include "model_internal.h"
 
-/* Positions whose rope rows are made at a time, so that no second table stands on the host. */
-#define ROPE_ROWS 1024
+/* ---- planning ---- */
+
+/* The devices that this build can compute on: the processor, in as many parts as the settings name. */
+static qwen_status
+list_devices(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n, qwen_error *err)
+{
+	if (settings->device_map && strstr(settings->device_map, "cuda"))
+	{
+		qwen_fail(err, QWEN_UNSUPPORTED, "there are no CUDA devices in this build");
+		return qwen_fail_hint(err, "Set qwen.device_map to auto or to devices of the processor: cpu, cpu:0, cpu:1.");
+	}
+	devices[0] = qwen_machine_processor();
+	*n = 1;
+	return qwen_plan_divide_cpu(settings, devices, n, err);
+}
+
+/* The oracle keeps everything in float, whatever is asked for. */
+static void
+plan_for_oracle(qwen_plan_settings *settings)
+{
+	settings->dtype = settings->kv_dtype = "float32";
+	settings->quantization = "none";
+}
+
+/* m->plan, or the refusal; what the checkpoint's tensors are counts, not what config.json says of them. */
+static qwen_status
+make_plan(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *checkpoint, qwen_error *err)
+{
+	qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES];
+	qwen_geometry geometry;
+	qwen_plan_settings settings = {
+		.device_map = options->device_map,
+		.max_memory = options->max_memory,
+		.dtype = options->dtype,
+		.quantization = options->quantization,
+		.kv_dtype = options->kv_dtype,
+		.offload = options->offload,
+		.tensor_parallel = options->tensor_parallel,
+		.kv_memory = options->kv_memory,
+		.max_model_len = options->max_model_len,
+		.max_sequences = options->max_sequences,
+		.step_tokens = options->step_tokens,
+	};
+	qwen_status rc;
+	int n;
+
+	m->max_sequences = options->max_sequences;
+	if (m->max_sequences < 1 || options->step_tokens < 1)
+		return qwen_fail(err, QWEN_INVALID, "a step must have room for a token and a sequence");
+	if (options->kernels && !strcmp(options->kernels, "ref"))
+		plan_for_oracle(&settings);
+	if ((rc = qwen_geometry_read(options->path, &geometry, err)) != QWEN_OK ||
+		(rc = list_devices(&settings, devices, &n, err)) != QWEN_OK)
+		return rc;
+	snprintf(geometry.dtype, sizeof(geometry.dtype), "%s", qwen_dtype_name(qwen_checkpoint_dtype(checkpoint)));
+	if ((rc = qwen_plan_make(&geometry, &settings, devices, n, &m->plan, err)) != QWEN_OK)
+		return rc;
+	m->max_len = m->plan.max_model_len;
+	m->step_tokens = m->plan.step_tokens;
+	return m->plan.fits ? QWEN_OK : qwen_plan_refusal(&m->plan, err);
+}
 
 /* ---- opening ---- */
 
-/* One device in this version: the processor. */
-static qwen_status
-open_device(qwen_model *m, const qwen_model_options *options, qwen_error *err)
-{
-	char why[128];
-	const char *map = options->device_map;
-
-	if (map && strcmp(map, "auto") != 0 && strcmp(map, "cpu") != 0)
-	{
-		qwen_fail(err, QWEN_UNSUPPORTED, "device map \"%.64s\" is not supported", map);
-		return qwen_fail_hint(err, "Known values of qwen.device_map are auto and cpu.");
-	}
-	m->dev = qwen_device_open("cpu", options->kernels ? options->kernels : "auto", options->threads, why, sizeof(why));
-	return m->dev ? QWEN_OK : qwen_fail(err, QWEN_INVALID, "%s", why);
-}
-
-/* All layers have the same heads in these families. */
+/* All layers have the same heads in these families; a shard has some of them. */
 static void
 set_heads(qwen_model *m)
 {
 	m->heads = (qwen_heads){
-		.n_q = m->config.n_heads,
-		.n_kv = m->config.n_kv_heads,
+		.n_q = m->config.n_heads / m->tp,
+		.n_kv = m->config.n_kv_heads > m->tp ? m->config.n_kv_heads / m->tp : 1,
 		.dim = m->config.head_dim,
 		.rotary = m->config.head_dim,
 		.eps = m->config.rms_norm_eps,
 	};
 }
 
-/* *out = zeroed device memory. */
+/* By itself the cache keeps what the model was published in: quantising the weights says nothing about it. */
 static qwen_status
-allocate(qwen_model *m, void **out, size_t bytes, qwen_error *err)
+choose_kv_dtype(qwen_model *m, const char *asked, qwen_error *err)
 {
-	*out = m->dev->ops->alloc(m->dev, bytes);
-	return *out ? QWEN_OK : qwen_fail_memory(err, bytes);
-}
+	const qwen_device *dev = m->parts[0].dev;
+	qwen_dtype wanted = m->plan.dtype;
+	bool chosen;
+	qwen_status rc = qwen_dtype_parse(&qwen_setting_kv_dtype, asked, &chosen, &wanted, err);
 
-/* Zeroed memory of the cache costs nothing until tokens are stored in it. */
-static qwen_status
-allocate_cache(qwen_model *m, qwen_error *err)
-{
-	m->kv = calloc((size_t) m->config.n_layers, sizeof(*m->kv));
-	if (!m->kv)
-		return qwen_fail_memory(err, (size_t) m->config.n_layers * sizeof(*m->kv));
-	for (int i = 0; i < m->config.n_layers; i++)
-	{
-		qwen_status rc;
-
-		m->kv[i].dtype = m->kv_dtype;
-		m->kv[i].n_blocks = m->kv_blocks;
-		if ((rc = allocate(m, &m->kv[i].k, qwen_model_kv_layer_bytes(m), err)) != QWEN_OK ||
-			(rc = allocate(m, &m->kv[i].v, qwen_model_kv_layer_bytes(m), err)) != QWEN_OK)
-			return rc;
-	}
+	if (rc != QWEN_OK)
+		return rc;
+	m->kv_dtype = dev->ops->kv_dtype(dev, wanted);
+	m->kv_block_bytes = dev->ops->kv_block_bytes(dev, m->kv_dtype, &m->heads);
 	return QWEN_OK;
 }
 
-/* In pieces, so that the host never holds the whole table a second time. */
-static qwen_status
-upload_rope(qwen_model *m, qwen_error *err)
+/* Whom to tell how far loading is. */
+typedef struct observer
 {
-	size_t width = (size_t) m->config.head_dim;
-	float *rows = malloc(ROPE_ROWS * width * sizeof(float));
-	bool ok = true;
+	const qwen_model *model;
+	qwen_progress_fn progress; /* or NULL */
+	void *arg;
+} observer;
 
-	if (!rows)
-		return qwen_fail_memory(err, ROPE_ROWS * width * sizeof(float));
-	for (int p = 0; p < m->max_len && ok; p += ROPE_ROWS)
-	{
-		int n = p + ROPE_ROWS < m->max_len ? ROPE_ROWS : m->max_len - p;
+/* A qwen_load_fn. */
+static void
+observe(void *arg, uint64_t done, uint64_t total)
+{
+	const observer *o = arg;
 
-		qwen_rope_rows(&m->config, p, n, rows);
-		ok = m->dev->ops->upload(m->dev, m->rope + (size_t) p * width, rows, (size_t) n * width * sizeof(float));
-	}
-	free(rows);
-	return ok ? QWEN_OK : qwen_fail(err, QWEN_INTERNAL, "upload to %s failed", m->dev->name);
+	if (o->progress)
+		o->progress(o->arg, o->model, done, total);
 }
 
-/* Cache, workspace, what the operations need beside it, and rope table. */
-static qwen_status
-allocate_buffers(qwen_model *m, qwen_error *err)
-{
-	qwen_status rc;
-	void *rope;
-
-	m->arena_bytes = qwen_workspace_layout(m, NULL, NULL);
-	if ((rc = allocate(m, &m->arena, m->arena_bytes, err)) != QWEN_OK)
-		return rc;
-	qwen_workspace_layout(m, &m->ws, m->arena);
-	if (m->scratch_bytes && (rc = allocate(m, &m->dev->scratch, m->scratch_bytes, err)) != QWEN_OK)
-		return rc;
-	if ((rc = allocate(m, &rope, m->rope_bytes, err)) != QWEN_OK)
-		return rc;
-	m->rope = rope;
-	if ((rc = upload_rope(m, err)) != QWEN_OK)
-		return rc;
-	return allocate_cache(m, err);
-}
-
-/* Plans, then allocates, then reads. */
+/* All devices' tensors in one plan, since each tensor is read once. */
 static qwen_status
 load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *checkpoint, qwen_progress_fn progress,
 	 void *arg, qwen_error *err)
 {
+	observer o = {m, progress, arg};
 	qwen_weight_plan *plan;
-	qwen_status rc = qwen_weights_plan(&m->config, checkpoint, m->dev, options, &m->weights, &plan, err);
+	qwen_status rc;
 
+	rc = qwen_weights_plan(&m->config, checkpoint, options, m->weights, m->n_parts, &plan, err);
 	if (rc != QWEN_OK)
 		return rc;
-	if ((rc = qwen_model_plan(m, options, err)) == QWEN_OK && (rc = allocate_buffers(m, err)) == QWEN_OK)
-		rc = qwen_weights_load(plan, checkpoint, m->dev, progress, arg, err);
+	if ((rc = qwen_parts_allocate(m, err)) == QWEN_OK)
+		rc = qwen_weights_load(plan, checkpoint, observe, &o, err);
 	qwen_weight_plan_free(plan);
 	return rc;
 }
@@ -142,11 +153,14 @@ open_model(qwen_model *m, const qwen_model_options *options, qwen_progress_fn pr
 	qwen_status rc;
 
 	if ((rc = qwen_config_read(options->path, &m->config, err)) != QWEN_OK ||
-		(rc = open_device(m, options, err)) != QWEN_OK ||
 		(rc = qwen_checkpoint_open(options->path, &checkpoint, err)) != QWEN_OK)
 		return rc;
-	set_heads(m);
-	rc = load(m, options, checkpoint, progress, arg, err);
+	if ((rc = make_plan(m, options, checkpoint, err)) == QWEN_OK && (rc = qwen_parts_open(m, options, err)) == QWEN_OK)
+	{
+		set_heads(m);
+		if ((rc = choose_kv_dtype(m, options->kv_dtype, err)) == QWEN_OK)
+			rc = load(m, options, checkpoint, progress, arg, err);
+	}
 	qwen_checkpoint_close(checkpoint);
 	return rc;
 }
@@ -178,30 +192,12 @@ qwen_model_open(const qwen_model_options *options, qwen_progress_fn progress, vo
 
 /* ---- closing ---- */
 
-/* Also of a model that was opened half: what is not there is NULL. */
-static void
-free_buffers(qwen_model *m)
-{
-	for (int i = 0; m->kv && i < m->config.n_layers; i++)
-	{
-		m->dev->ops->free(m->dev, m->kv[i].k, qwen_model_kv_layer_bytes(m));
-		m->dev->ops->free(m->dev, m->kv[i].v, qwen_model_kv_layer_bytes(m));
-	}
-	m->dev->ops->free(m->dev, m->dev->scratch, m->scratch_bytes);
-	m->dev->ops->free(m->dev, m->rope, m->rope_bytes);
-	m->dev->ops->free(m->dev, m->arena, m->arena_bytes);
-	qwen_weights_free(&m->weights, m->dev);
-}
-
 void
 qwen_model_close(qwen_model *m)
 {
 	if (!m)
 		return;
-	if (m->dev)
-		free_buffers(m);
-	free(m->kv);
-	qwen_device_close(m->dev);
+	qwen_parts_close(m);
 	free(m);
 }
 
@@ -210,7 +206,7 @@ qwen_model_close(qwen_model *m)
 void
 qwen_model_loop(qwen_model *m, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
 {
-	m->dev->ops->loop(m->dev, n, grain, fn, arg);
+	m->parts[0].dev->ops->loop(m->parts[0].dev, n, grain, fn, arg);
 }
 
 const qwen_config *
@@ -222,7 +218,31 @@ qwen_model_config(const qwen_model *m)
 const qwen_device *
 qwen_model_device(const qwen_model *m)
 {
-	return m->dev;
+	return m->parts[0].dev;
+}
+
+const qwen_plan *
+qwen_model_plan(const qwen_model *m)
+{
+	return &m->plan;
+}
+
+uint64_t
+qwen_model_loaded(const qwen_model *m, int device)
+{
+	for (const qwen_part *p = m->parts; p < m->parts + m->n_parts; p++)
+		if (p->share == &m->plan.devices[device])
+			return p->weights->loaded;
+	return 0;
+}
+
+uint64_t
+qwen_model_used(const qwen_model *m, int device)
+{
+	for (const qwen_part *p = m->parts; p < m->parts + m->n_parts; p++)
+		if (p->share == &m->plan.devices[device])
+			return p->allocated + p->weights->loaded;
+	return 0;
 }
 
 int
@@ -234,13 +254,13 @@ qwen_model_max_len(const qwen_model *m)
 int
 qwen_model_kv_blocks(const qwen_model *m)
 {
-	return m->kv_blocks;
+	return (int) m->plan.kv_blocks;
 }
 
 uint64_t
 qwen_model_kv_token_bytes(const qwen_model *m)
 {
-	return 2 * (uint64_t) m->config.n_layers * m->kv_block_bytes / QWEN_KV_BLOCK;
+	return 2 * (uint64_t) m->config.n_layers * (uint64_t) m->tp * m->kv_block_bytes / QWEN_KV_BLOCK;
 }
 
 int
@@ -258,19 +278,30 @@ qwen_model_max_sequences(const qwen_model *m)
 uint64_t
 qwen_model_weight_bytes(const qwen_model *m)
 {
-	return m->weights.bytes;
+	uint64_t sum = 0;
+
+	for (int i = 0; i < m->n_parts; i++)
+		sum += m->weights[i].bytes;
+	return sum;
+}
+
+/* One that holds the first layer. */
+static const qwen_part *
+layer_part(const qwen_model *m)
+{
+	return qwen_stage_parts(m, m->plan.layer_stage[0]);
 }
 
 const char *
 qwen_model_dtype(const qwen_model *m)
 {
-	return qwen_dtype_name(m->weights.dtype);
+	return qwen_dtype_name(layer_part(m)->weights->dtype);
 }
 
 const char *
 qwen_model_quantization(const qwen_model *m)
 {
-	qwen_dtype stored = m->weights.layers[0].qkv.dtype;
+	qwen_dtype stored = layer_part(m)->weights->layers[0].qkv.dtype;
 
 	return stored == QWEN_INT8 || stored == QWEN_INT4 ? qwen_dtype_name(stored) : "none";
 }

@@ -9,13 +9,17 @@
 #include "../kernels/kernels.h"
 #include "config.h"
 #include "error.h"
+#include "plan.h"
 
 typedef struct qwen_model qwen_model;
 
 typedef struct qwen_model_options
 {
 	const char *path;         /* model folder */
-	const char *device_map;   /* "auto" or "cpu" in this version */
+	const char *device_map;   /* a strategy, a device, or a JSON map; of processors in this version */
+	const char *max_memory;   /* "cpu:0=2GiB,cpu:1=4GiB" */
+	const char *offload;      /* "off", "cpu" */
+	int tensor_parallel;      /* devices that share each layer, 0 = 1 */
 	const char *kernels;      /* "auto", "ref", ... */
 	const char *dtype;        /* of matrices that are not quantised: "auto", "bfloat16", "float16", "float32" */
 	const char *quantization; /* "none", "int8", "int4" */
@@ -29,7 +33,7 @@ typedef struct qwen_model_options
 } qwen_model_options;
 
 /* Called while loading, from any of the loading threads, but never from two at a time. */
-typedef void (*qwen_progress_fn)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+typedef void (*qwen_progress_fn)(void *arg, const qwen_model *model, uint64_t done_bytes, uint64_t total_bytes);
 
 /*
  * Loads a model; everything that the forward pass will ever need is allocated here, and what does not fit is refused
@@ -40,7 +44,11 @@ qwen_status qwen_model_open(const qwen_model_options *options, qwen_progress_fn 
 void qwen_model_close(qwen_model *model);
 
 const qwen_config *qwen_model_config(const qwen_model *model);
-const qwen_device *qwen_model_device(const qwen_model *model);
+const qwen_device *qwen_model_device(const qwen_model *model); /* the first one, whose threads they share */
+const qwen_plan *qwen_model_plan(const qwen_model *model);
+/* Bytes on a device of the plan, also while loading: of weights, and of everything. */
+uint64_t qwen_model_loaded(const qwen_model *model, int device);
+uint64_t qwen_model_used(const qwen_model *model, int device);
 int qwen_model_max_len(const qwen_model *model);             /* tokens of one sequence */
 int qwen_model_kv_blocks(const qwen_model *model);           /* blocks of QWEN_KV_BLOCK tokens in the cache */
 uint64_t qwen_model_kv_token_bytes(const qwen_model *model); /* of the cache, all layers */

@@ -1,11 +1,17 @@
 /*
  * model_internal.h
  *	  The parts of a loaded model. Callers see model.h.
+ *
+ *	  model.c        opening and closing
+ *	  model_parts.c  what each device of the plan gets
+ *	  forward.c      one step
+ *	  exchange.c     what devices give each other in a step
  */
 #ifndef QWEN_MODEL_INTERNAL_H
 #define QWEN_MODEL_INTERNAL_H
 
 #include "model.h"
+#include "plan.h"
 #include "weights.h"
 
 /*
@@ -17,46 +23,73 @@ typedef struct qwen_workspace
 	void *resid;   /* [T, h] */
 	void *norm;    /* [T, h] */
 	void *delta;   /* [T, h] what a part adds to the residual stream */
-	void *rows;    /* [R, h] rows whose logits are wanted */
+	void *rows;    /* [R, h] rows whose logits are wanted, where the head is */
 	void *qkv;     /* [T, (Hq + 2 Hkv) d]  attention */
 	void *attn;    /* [T, Hq d] */
 	void *gate_up; /* [T, 2 f]             feed-forward */
 	void *act;     /* [T, f] */
 } qwen_workspace;
 
+/* What one device has. */
+typedef struct qwen_part
+{
+	const qwen_plan_share *share; /* what was planned for it */
+	qwen_device *dev;
+	bool *holds; /* [n_layers] */
+	qwen_weights *weights;
+	qwen_kv_layer *kv; /* [n_layers], of the layers that it holds */
+	size_t kv_bytes;   /* of the keys of one layer; the values take the same */
+	qwen_workspace ws;
+	void *arena;        /* [share->usage.activations] the memory of ws */
+	float *rope;        /* [max_len, d] */
+	uint64_t allocated; /* bytes of cache, activations, scratch memory and rope table */
+} qwen_part;
+
 struct qwen_model
 {
 	qwen_config config;
-	qwen_device *dev;
-	qwen_weights weights;
-	qwen_heads heads;
-	qwen_kv_layer *kv; /* [n_layers] */
+	qwen_plan plan;
+	int tp;                /* devices of a stage */
+	qwen_part *parts;      /* [n_parts]: those of stage s are tp neighbours from s * tp on */
+	qwen_weights *weights; /* [n_parts] */
+	int n_parts;
+	qwen_heads heads; /* of a shard */
 	qwen_dtype kv_dtype;
-	size_t kv_block_bytes; /* of the keys of one layer in one block; the values take the same */
-	int kv_blocks;
-	qwen_workspace ws;
-	void *arena; /* the memory of ws */
-	size_t arena_bytes;
-	size_t scratch_bytes; /* of dev->scratch */
-	float *rope;          /* [max_len, d] device */
-	size_t rope_bytes;
+	size_t kv_block_bytes; /* of the keys of one layer in one block on one device; the values take the same */
+	int32_t *local_ids;    /* [step_tokens] ids within a shard of the vocabulary, where there are shards */
+	float *local_logits;   /* [vocab_size / tp] and */
+	bool *moved;           /* [tp * max_sequences] to put shards of logits in order */
 	int max_len;
 	int max_sequences;
 	int step_tokens;
 };
 
-/* model_plan.c: sizes. */
+/* ---- model_parts.c ---- */
 
-/* Bytes of the step's activations; when base is given, the pointers of ws are laid out there. */
-size_t qwen_workspace_layout(const qwen_model *model, qwen_workspace *ws, char *base);
+/* Opens the devices of the plan; those on one processor share its threads. */
+qwen_status qwen_parts_open(qwen_model *model, const qwen_model_options *options, qwen_error *err);
 
-/* Bytes of the keys of one layer; the values take the same. */
-size_t qwen_model_kv_layer_bytes(const qwen_model *model);
+/* Allocates cache, activations, scratch memory and rope table of every device, as the plan says. */
+qwen_status qwen_parts_allocate(qwen_model *model, qwen_error *err);
 
-/*
- * Decides max_len, the type of the cache and the number of its blocks, and refuses what the memory cannot hold.  The
- * weights are planned already; nothing is allocated yet.
- */
-qwen_status qwen_model_plan(qwen_model *model, const qwen_model_options *options, qwen_error *err);
+/* Of a model that was opened half, too. */
+void qwen_parts_close(qwen_model *model);
+
+/* The first part of a stage. */
+qwen_part *qwen_stage_parts(const qwen_model *model, int stage);
+
+/* ---- exchange.c: between the devices of a stage, and from one stage to the next ---- */
+
+/* Partial sums: delta[n_tokens, h] becomes the sum over the shards, added in their order, on each of them. */
+void qwen_sum_shards(const qwen_model *model, int stage, int32_t n_tokens);
+
+/* resid[n_tokens, h] of every shard takes each row from the shard that has the token's row of the embedding. */
+void qwen_share_rows(const qwen_model *model, int stage, const int32_t *tokens, int32_t n_tokens);
+
+/* The residual stream goes on to another stage: resid, and delta when there is one yet. */
+bool qwen_hand_over(const qwen_model *model, int from, int to, int32_t n_tokens, bool delta);
+
+/* logits come as tp blocks [rows, V / tp] and become [rows, V]. */
+void qwen_interleave_logits(qwen_model *model, float *logits, int32_t rows);
 
 #endif

@@ -20,6 +20,7 @@
  *	engine -> worker
  *		STATE		0		qwen_engine_state: sent first, on progress, on every change
  *		HEARTBEAT	0		qwen_heartbeat, once a second, from the thread that reads the socket
+ *		DEVICES		0		qwen_devices up to its last device: while loading, then with each heartbeat
  *		PROGRESS	id		qwen_progress: when its prompt is known, when it starts, then with each heartbeat
  *		DATA		id		a piece of the answer, 1 .. QWEN_DATA_MAX bytes
  *		DONE		id		qwen_done: the answer is complete
@@ -46,7 +47,7 @@
 
 #define QWEN_VERSION "0.1.0" /* the release, as in qwen.control */
 
-#define QWEN_PROTOCOL 2 /* raised with every change of this file's structs */
+#define QWEN_PROTOCOL 3 /* raised with every change of this file's structs */
 
 #define QWEN_FRAME_MAX (1u << 30) /* longest payload of a frame */
 #define QWEN_DATA_MAX 1024        /* longest payload of a DATA frame */
@@ -64,7 +65,8 @@ typedef enum qwen_frame_type
 	QWEN_FRAME_PROGRESS,
 	QWEN_FRAME_DATA,
 	QWEN_FRAME_DONE,
-	QWEN_FRAME_ERROR
+	QWEN_FRAME_ERROR,
+	QWEN_FRAME_DEVICES
 } qwen_frame_type;
 
 typedef struct qwen_frame
@@ -273,5 +275,45 @@ typedef struct qwen_heartbeat
 	uint64_t cached_tokens;  /* taken from the prefix cache instead */
 	uint64_t preemptions;    /* sequences that had to give their cache back and start again */
 } qwen_heartbeat;
+
+/* ---- its devices ---- */
+
+#define QWEN_MAX_WIRE_DEVICES 64
+#define QWEN_MAX_WIRE_LAYERS 1024
+
+/* One device of the plan. Bytes that are planned do not change; those at the end do. */
+typedef struct qwen_device_state
+{
+	char name[16]; /* "cpu:1" */
+	char kind[8];  /* "cpu", "cuda" */
+	int32_t stage; /* whose layers it has, perhaps with others; -1: not used */
+	int32_t n_layers;
+	uint64_t total_bytes;
+	uint64_t budget_bytes;  /* of them, what the plan might use */
+	uint64_t planned_bytes; /* everything, with overhead and margin */
+	uint64_t weights_bytes;
+	uint64_t kv_bytes;
+	uint64_t workspace_bytes;
+	uint64_t embed_bytes; /* of the weights: embedding, head with the last norm, a layer */
+	uint64_t head_bytes;
+	uint64_t layer_bytes;
+	uint64_t layer_kv_bytes;
+
+	uint64_t loaded_bytes; /* of the weights */
+	uint64_t used_bytes;   /* allocated buffers, and the weights so far */
+	uint64_t peak_bytes;   /* the most that used_bytes has been */
+	uint64_t free_bytes;
+} qwen_device_state;
+
+/* What goes where. The frame ends behind devices[n_devices - 1]. */
+typedef struct qwen_devices
+{
+	int32_t n_devices; /* 0: not known yet */
+	int32_t n_layers;
+	int32_t embed_stage;
+	int32_t head_stage;
+	uint8_t layer_stage[QWEN_MAX_WIRE_LAYERS];
+	qwen_device_state devices[QWEN_MAX_WIRE_DEVICES];
+} qwen_devices;
 
 #endif

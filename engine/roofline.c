@@ -27,10 +27,11 @@ best_rate(qwen_device *dev, qwen_dtype dtype)
 void
 qwen_rates_measure(qwen_rates *rates, const qwen_model *m)
 {
-	double f32 = best_rate(m->dev, QWEN_F32), bf16 = best_rate(m->dev, QWEN_BF16);
+	const qwen_part *part = qwen_stage_parts(m, m->plan.layer_stage[0]);
+	double f32 = best_rate(part->dev, QWEN_F32), bf16 = best_rate(part->dev, QWEN_BF16);
 
-	rates->bandwidth = qwen_measure_bandwidth(m->dev->n_threads);
-	rates->linear = best_rate(m->dev, m->weights.layers[0].qkv.dtype);
+	rates->bandwidth = qwen_measure_bandwidth(part->dev->n_threads);
+	rates->linear = best_rate(part->dev, part->weights->layers[0].qkv.dtype);
 	rates->attention = f32 > bf16 ? f32 : bf16;
 }
 
@@ -43,16 +44,26 @@ layer_elements(const qwen_config *c)
 	return (double) c->n_layers * c->hidden_size * (2 * q + 2 * kv + 3.0 * c->intermediate_size);
 }
 
+/* Bytes of weights that a step reads: of an embedding that is not the head too, hardly any. */
+static double
+read_bytes(const qwen_model *m)
+{
+	double sum = 0;
+
+	for (const qwen_weights *w = m->weights; w < m->weights + m->n_parts; w++)
+		sum += (double) (w->bytes - (m->config.tied && w->has_head ? 0 : w->embed.bytes));
+	return sum;
+}
+
 void
 qwen_work_add(qwen_work *work, const qwen_model *m, int n_seqs, int first, int n)
 {
 	const qwen_config *c = &m->config;
 	double rows = (double) n_seqs * n;
 	double head = (double) c->vocab_size * c->hidden_size;
-	double weights = (double) m->weights.bytes - (c->tied ? 0 : (double) m->weights.embed.bytes);
 	double pairs = rows * (first + (n + 1) / 2.0); /* of a query and a key that it sees */
 
-	work->bytes += weights + (double) n_seqs * (first + n) * (double) qwen_model_kv_token_bytes(m);
+	work->bytes += read_bytes(m) + (double) n_seqs * (first + n) * (double) qwen_model_kv_token_bytes(m);
 	work->linear += 2 * (rows * layer_elements(c) + n_seqs * head);
 	work->attention += 4 * pairs * c->n_layers * c->n_heads * c->head_dim;
 }

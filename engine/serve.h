@@ -1,7 +1,7 @@
 /*
  * serve.h
  *	  What the three threads of `qwen-engine serve` share.  Private to
- *	  serve*.c.
+ *	  serve.c, serve_io.c, serve_work.c, serve_queue.c and serve_devices.c.
  *
  *	  reader (main)		reads frames, writes frames, beats the heart
  *	  front				decodes and tokenises requests, in order of arrival
@@ -61,6 +61,7 @@ typedef struct qwen_server
 	qwen_bytes inbox;         /* of qwen_command */
 	qwen_bytes outbox;        /* of frames */
 	qwen_heartbeat heartbeat; /* as of the last step */
+	qwen_devices devices;     /* none before something is loaded */
 	bool ready;               /* the model is loaded */
 	bool progress_due;        /* send PROGRESS frames after the next step */
 	bool draining;            /* SHUTDOWN was received: end when idle */
@@ -75,6 +76,12 @@ void qwen_server_send(qwen_server *s, uint32_t type, uint64_t id, const void *pa
 void qwen_server_wake_reader(qwen_server *s);
 /* Ends all threads, with the lock held. */
 void qwen_server_stop(qwen_server *s, bool failed);
+
+/* serve_devices.c */
+/* Notes what the model has on its devices now. */
+void qwen_server_note_devices(qwen_server *s, const qwen_model *model);
+/* Sends what was noted, with the memory that is free now; nothing before there is something. */
+void qwen_server_send_devices(qwen_server *s);
 
 /* serve_work.c; arg is the qwen_server */
 void *qwen_server_front(void *arg);

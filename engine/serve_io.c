@@ -324,4 +324,5 @@ beat(qwen_server *s, reader *r)
 	s->progress_due = s->heartbeat.running > 0;
 	pthread_mutex_unlock(&s->lock);
 	qwen_server_send(s, QWEN_FRAME_HEARTBEAT, 0, &heartbeat, sizeof(heartbeat));
+	qwen_server_send_devices(s);
 }

@@ -125,7 +125,7 @@ send_state(qwen_server *s, const qwen_engine_state *state)
 }
 
 static void
-on_progress(void *arg, uint64_t done, uint64_t total)
+on_progress(void *arg, const qwen_model *model, uint64_t done, uint64_t total)
 {
 	loading *l = arg;
 	uint64_t now = qwen_now_us();
@@ -135,7 +135,23 @@ on_progress(void *arg, uint64_t done, uint64_t total)
 	l->next_us = now + PROGRESS_US;
 	l->state->loaded_bytes = done;
 	l->state->total_bytes = total;
+	qwen_server_note_devices(l->server, model);
+	qwen_server_send_devices(l->server);
 	send_state(l->server, l->state);
+}
+
+/* "cpu:0, cpu:1": those that are used, as many as there is room for. */
+static void
+describe_devices(const qwen_plan *plan, char *out, size_t size)
+{
+	size_t used = 0;
+
+	for (int i = 0; i < plan->n_stages * plan->tensor_parallel && used < size; i++)
+	{
+		int device = plan->stages[i / plan->tensor_parallel][i % plan->tensor_parallel];
+
+		used += (size_t) snprintf(out + used, size - used, "%s%s", i ? ", " : "", plan->devices[device].device.name);
+	}
 }
 
 static void
@@ -154,7 +170,7 @@ describe_model(const qwen_model *model, qwen_engine_state *state)
 	snprintf(state->quantization, sizeof(state->quantization), "%s", qwen_model_quantization(model));
 	snprintf(state->kv_dtype, sizeof(state->kv_dtype), "%s", qwen_model_kv_dtype(model));
 	snprintf(state->kernels, sizeof(state->kernels), "%s", device->ops->name);
-	snprintf(state->device, sizeof(state->device), "%s", device->name);
+	describe_devices(qwen_model_plan(model), state->device, sizeof(state->device));
 }
 
 static void
@@ -178,7 +194,11 @@ load(qwen_server *s)
 
 	send_state(s, &state);
 	if (qwen_engine_open(&s->options, on_progress, &l, &s->engine, &err) == QWEN_OK)
+	{
 		describe_model(qwen_engine_model(s->engine), &state);
+		qwen_server_note_devices(s, qwen_engine_model(s->engine));
+		qwen_server_send_devices(s);
+	}
 	else
 		describe_failure(&err, &state);
 	send_state(s, &state);

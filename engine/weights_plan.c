@@ -11,6 +11,7 @@
 #include "weights_internal.h"
 
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,107 +53,206 @@ ignorable(const qwen_config *config, const char *name)
 		   !strncmp(name, "mtp.", 4) || (config->tied && !strcmp(name, "lm_head.weight"));
 }
 
+/* ---- which tensors there are ---- */
+
+/* What rows and columns of a tensor are, which says how they are divided. */
+typedef enum axis
+{
+	ONE, /* a vector's columns */
+	HIDDEN,
+	HEAD_DIM,
+	QUERIES, /* heads times their elements; keys are also values */
+	KEYS,
+	WIDTH,
+	VOCABULARY
+} axis;
+
+/* Tensors that not every model has: qwen-models.md 6.1 and 6.2. */
+typedef enum need
+{
+	ALWAYS,
+	ATTENTION_BIAS,
+	OUTPUT_BIAS,
+	HEAD_NORMS
+} need;
+
+/* Tensors of one layer; those with the same place follow each other in it, in this order. */
+typedef struct layer_rule
+{
+	const char *name;
+	size_t place; /* of a qwen_vector, or where cols is not ONE of a qwen_matrix, in qwen_layer_weights */
+	axis rows;
+	axis cols;
+	need need;
+} layer_rule;
+
+static const layer_rule layer_rules[LAYER_SLOTS] = {
+	{"input_layernorm.weight", offsetof(qwen_layer_weights, attn_norm), HIDDEN, ONE, ALWAYS},
+	{"self_attn.q_proj.weight", offsetof(qwen_layer_weights, qkv), QUERIES, HIDDEN, ALWAYS},
+	{"self_attn.k_proj.weight", offsetof(qwen_layer_weights, qkv), KEYS, HIDDEN, ALWAYS},
+	{"self_attn.v_proj.weight", offsetof(qwen_layer_weights, qkv), KEYS, HIDDEN, ALWAYS},
+	{"self_attn.o_proj.weight", offsetof(qwen_layer_weights, out), HIDDEN, QUERIES, ALWAYS},
+	{"self_attn.q_proj.bias", offsetof(qwen_layer_weights, qkv_bias), QUERIES, ONE, ATTENTION_BIAS},
+	{"self_attn.k_proj.bias", offsetof(qwen_layer_weights, qkv_bias), KEYS, ONE, ATTENTION_BIAS},
+	{"self_attn.v_proj.bias", offsetof(qwen_layer_weights, qkv_bias), KEYS, ONE, ATTENTION_BIAS},
+	{"self_attn.o_proj.bias", offsetof(qwen_layer_weights, out_bias), HIDDEN, ONE, OUTPUT_BIAS},
+	{"self_attn.q_norm.weight", offsetof(qwen_layer_weights, q_norm), HEAD_DIM, ONE, HEAD_NORMS},
+	{"self_attn.k_norm.weight", offsetof(qwen_layer_weights, k_norm), HEAD_DIM, ONE, HEAD_NORMS},
+	{"post_attention_layernorm.weight", offsetof(qwen_layer_weights, ffn_norm), HIDDEN, ONE, ALWAYS},
+	{"mlp.gate_proj.weight", offsetof(qwen_layer_weights, gate_up), WIDTH, HIDDEN, ALWAYS},
+	{"mlp.up_proj.weight", offsetof(qwen_layer_weights, gate_up), WIDTH, HIDDEN, ALWAYS},
+	{"mlp.down_proj.weight", offsetof(qwen_layer_weights, down), HIDDEN, WIDTH, ALWAYS},
+};
+
+static bool
+has_tensor(const qwen_config *c, need n)
+{
+	switch (n)
+	{
+		case ATTENTION_BIAS:
+			return c->attention_bias;
+		case OUTPUT_BIAS:
+			return c->output_bias;
+		case HEAD_NORMS:
+			return c->qk_norm;
+		default:
+			return true;
+	}
+}
+
+static int64_t
+axis_length(const qwen_config *c, axis a)
+{
+	switch (a)
+	{
+		case HIDDEN:
+			return c->hidden_size;
+		case HEAD_DIM:
+			return c->head_dim;
+		case QUERIES:
+			return (int64_t) c->n_heads * c->head_dim;
+		case KEYS:
+			return (int64_t) c->n_kv_heads * c->head_dim;
+		case WIDTH:
+			return c->intermediate_size;
+		case VOCABULARY:
+			return c->vocab_size;
+		default:
+			return 1;
+	}
+}
+
 /* ---- slots ---- */
 
-static qwen_slot *add_slot(qwen_weight_plan *plan, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+typedef struct span
+{
+	int64_t begin;
+	int64_t n;
+} span;
 
-static qwen_slot *
-add_slot(qwen_weight_plan *plan, const char *fmt, ...)
+/*
+ * What a shard holds of an axis.  The planner has seen to it that the divisions come out even; where there are more
+ * shards than key heads, a head is held by several neighbours, whose queries it answers.
+ */
+static span
+shard_span(const qwen_config *c, axis a, const qwen_weights *part)
+{
+	int64_t n = axis_length(c, a), shards = part->n_shards;
+
+	if (a == ONE || a == HIDDEN || a == HEAD_DIM)
+		return (span){0, n};
+	if (a == KEYS && c->n_kv_heads < shards)
+		return (span){part->shard * (int64_t) c->n_kv_heads / shards * c->head_dim, c->head_dim};
+	return (span){part->shard * (n / shards), n / shards};
+}
+
+/* layer < 0: the tensor is not part of a layer. Its targets follow. */
+static void
+add_slot(qwen_weight_plan *plan, const qwen_config *c, int layer, const char *name, axis rows, axis cols)
 {
 	qwen_slot *slot = &plan->slots[plan->n++];
-	va_list ap;
 
-	va_start(ap, fmt);
-	vsnprintf(slot->name, sizeof(slot->name), fmt, ap);
-	va_end(ap);
-	return slot;
+	if (layer < 0)
+		snprintf(slot->name, sizeof(slot->name), "%s", name);
+	else
+		snprintf(slot->name, sizeof(slot->name), "layers.%d.%s", layer, name);
+	slot->rows = axis_length(c, rows);
+	slot->cols = axis_length(c, cols);
+	slot->matrix = cols != ONE;
+	slot->first = plan->n_targets;
 }
 
-/* layer < 0: the tensor is not part of a layer. */
+/* The part's share of the last slot, behind what its matrix or vector has already. */
 static void
-add_matrix(qwen_weight_plan *plan, int layer, const char *name, qwen_matrix *m, int64_t offset, int64_t rows)
+add_target(qwen_weight_plan *plan, const qwen_config *c, qwen_weights *part, void *place, axis rows, axis cols)
 {
-	qwen_slot *slot = layer < 0 ? add_slot(plan, "%s", name) : add_slot(plan, "layers.%d.%s", layer, name);
+	span r = shard_span(c, rows, part), k = shard_span(c, cols, part);
+	qwen_target *t = &plan->targets[plan->n_targets++];
 
-	slot->matrix = m;
-	slot->offset = offset;
-	slot->rows = rows;
-	slot->cols = m->k;
-}
-
-/* One of the vectors that together fill `total` elements. */
-static void
-add_vector(qwen_weight_plan *plan, int layer, const char *name, float **vector, int64_t offset, int64_t n,
-		   int64_t total)
-{
-	qwen_slot *slot = layer < 0 ? add_slot(plan, "%s", name) : add_slot(plan, "layers.%d.%s", layer, name);
-
-	slot->vector = vector;
-	slot->offset = offset;
-	slot->rows = n;
-	slot->cols = 1;
-	slot->total = total;
-}
-
-/* Biases and head norms differ between the families: qwen-models.md 6.1 and 6.2. */
-static void
-add_attention(qwen_weight_plan *plan, const qwen_config *c, int i, qwen_layer_weights *w)
-{
-	int64_t h = c->hidden_size;
-	int64_t q = (int64_t) c->n_heads * c->head_dim;
-	int64_t kv = (int64_t) c->n_kv_heads * c->head_dim;
-
-	w->qkv = (qwen_matrix){.n = q + 2 * kv, .k = h};
-	w->out = (qwen_matrix){.n = h, .k = q};
-	add_vector(plan, i, "input_layernorm.weight", &w->attn_norm, 0, h, h);
-	add_matrix(plan, i, "self_attn.q_proj.weight", &w->qkv, 0, q);
-	add_matrix(plan, i, "self_attn.k_proj.weight", &w->qkv, q, kv);
-	add_matrix(plan, i, "self_attn.v_proj.weight", &w->qkv, q + kv, kv);
-	add_matrix(plan, i, "self_attn.o_proj.weight", &w->out, 0, h);
-	if (c->attention_bias)
+	*t = (qwen_target){.part = part, .row = r.begin, .n_rows = r.n, .col = k.begin, .n_cols = k.n};
+	plan->slots[plan->n - 1].n++;
+	if (cols == ONE)
 	{
-		add_vector(plan, i, "self_attn.q_proj.bias", &w->qkv_bias, 0, q, q + 2 * kv);
-		add_vector(plan, i, "self_attn.k_proj.bias", &w->qkv_bias, q, kv, q + 2 * kv);
-		add_vector(plan, i, "self_attn.v_proj.bias", &w->qkv_bias, q + kv, kv, q + 2 * kv);
+		t->vector = place;
+		t->offset = t->vector->n;
+		t->vector->n += r.n;
+		return;
 	}
-	if (c->output_bias)
-		add_vector(plan, i, "self_attn.o_proj.bias", &w->out_bias, 0, h, h);
-	if (c->qk_norm)
+	t->matrix = place;
+	t->offset = t->matrix->n;
+	t->matrix->n += r.n;
+	t->matrix->k = k.n;
+}
+
+static void
+add_layer(qwen_weight_plan *plan, const qwen_config *c, int layer)
+{
+	for (const layer_rule *rule = layer_rules; rule < layer_rules + LAYER_SLOTS; rule++)
 	{
-		add_vector(plan, i, "self_attn.q_norm.weight", &w->q_norm, 0, c->head_dim, c->head_dim);
-		add_vector(plan, i, "self_attn.k_norm.weight", &w->k_norm, 0, c->head_dim, c->head_dim);
+		if (!has_tensor(c, rule->need))
+			continue;
+		add_slot(plan, c, layer, rule->name, rule->rows, rule->cols);
+		for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
+			if (!p->holds || p->holds[layer])
+				add_target(plan, c, p, (char *) &p->layers[layer] + rule->place, rule->rows, rule->cols);
 	}
 }
 
-/* gate and up become one matrix: gate in rows [0, f), up in rows [f, 2 f). */
+/* A tied head that is apart from the embedding is a copy of it. */
 static void
-add_ffn(qwen_weight_plan *plan, const qwen_config *c, int i, qwen_layer_weights *w)
+add_embedding(qwen_weight_plan *plan, const qwen_config *c)
 {
-	int64_t h = c->hidden_size;
-	int64_t f = c->intermediate_size;
+	add_slot(plan, c, -1, "embed_tokens.weight", VOCABULARY, HIDDEN);
+	for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
+		if (p->has_embed)
+			add_target(plan, c, p, &p->embed, VOCABULARY, HIDDEN);
+		else if (p->has_head && c->tied)
+			add_target(plan, c, p, &p->head, VOCABULARY, HIDDEN);
+}
 
-	w->gate_up = (qwen_matrix){.n = 2 * f, .k = h};
-	w->down = (qwen_matrix){.n = h, .k = f};
-	add_vector(plan, i, "post_attention_layernorm.weight", &w->ffn_norm, 0, h, h);
-	add_matrix(plan, i, "mlp.gate_proj.weight", &w->gate_up, 0, f);
-	add_matrix(plan, i, "mlp.up_proj.weight", &w->gate_up, f, f);
-	add_matrix(plan, i, "mlp.down_proj.weight", &w->down, 0, h);
+static void
+add_head(qwen_weight_plan *plan, const qwen_config *c)
+{
+	add_slot(plan, c, -1, "norm.weight", HIDDEN, ONE);
+	for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
+		if (p->has_head)
+			add_target(plan, c, p, &p->norm, HIDDEN, ONE);
+	if (c->tied)
+		return;
+	add_slot(plan, c, -1, "lm_head.weight", VOCABULARY, HIDDEN);
+	for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
+		if (p->has_head)
+			add_target(plan, c, p, &p->head, VOCABULARY, HIDDEN);
 }
 
 /* The model, in the order of its forward pass. */
 static void
-add_all(qwen_weight_plan *plan, const qwen_config *c, qwen_weights *w)
+add_all(qwen_weight_plan *plan, const qwen_config *c)
 {
-	w->embed = w->head = (qwen_matrix){.n = c->vocab_size, .k = c->hidden_size};
-	add_matrix(plan, -1, "embed_tokens.weight", &w->embed, 0, c->vocab_size);
+	add_embedding(plan, c);
 	for (int i = 0; i < c->n_layers; i++)
-	{
-		add_attention(plan, c, i, &w->layers[i]);
-		add_ffn(plan, c, i, &w->layers[i]);
-	}
-	add_vector(plan, -1, "norm.weight", &w->norm, 0, c->hidden_size, c->hidden_size);
-	if (!c->tied)
-		add_matrix(plan, -1, "lm_head.weight", &w->head, 0, c->vocab_size);
+		add_layer(plan, c, i);
+	add_head(plan, c);
 }
 
 /* ---- matching ---- */
@@ -351,48 +451,68 @@ stored_dtype(const qwen_weights *w, const qwen_matrix *m, const choice *c)
 	return m == &w->embed || m == &w->head ? QWEN_INT8 : c->quantized;
 }
 
-/*
- * Every matrix gets a type and a size: first the type of its tensors, or float32 if its parts differ, then what the
- * device makes of that.  Each matrix has one slot at offset 0.
- */
+/* Calls fn for every target of a matrix. */
 static void
-choose_dtypes(qwen_weight_plan *plan, const qwen_device *dev, const choice *c)
+each_matrix(qwen_weight_plan *plan, void (*fn)(const qwen_slot *slot, qwen_target *t, const choice *c), const choice *c)
 {
-	qwen_weights *w = plan->weights;
-
-	for (size_t i = 0; i < plan->n; i++)
-		if (plan->slots[i].matrix && plan->slots[i].offset == 0)
-			plan->slots[i].matrix->dtype = float_dtype(&plan->slots[i], c);
-	for (size_t i = 0; i < plan->n; i++)
-		if (plan->slots[i].matrix && plan->slots[i].matrix->dtype != float_dtype(&plan->slots[i], c))
-			plan->slots[i].matrix->dtype = QWEN_F32;
-	w->dtype = dev->ops->matrix_dtype(dev, w->layers[0].qkv.dtype);
-	for (size_t i = 0; i < plan->n; i++)
-	{
-		qwen_matrix *m = plan->slots[i].matrix;
-
-		if (!m || plan->slots[i].offset != 0)
-			continue;
-		m->dtype = dev->ops->matrix_dtype(dev, stored_dtype(w, m, c));
-		m->bytes = dev->ops->matrix_bytes(dev, m->dtype, m->n, m->k);
-	}
+	for (const qwen_slot *s = plan->slots; s < plan->slots + plan->n; s++)
+		for (qwen_target *t = plan->targets + s->first; t < plan->targets + s->first + s->n; t++)
+			if (t->matrix)
+				fn(s, t, c);
 }
 
-/* The sum that the memory plan needs; each matrix and vector counts with its first part. */
+static void
+first_dtype(const qwen_slot *slot, qwen_target *t, const choice *c)
+{
+	if (t->offset == 0)
+		t->matrix->dtype = float_dtype(slot, c);
+}
+
+static void
+common_dtype(const qwen_slot *slot, qwen_target *t, const choice *c)
+{
+	if (t->matrix->dtype != float_dtype(slot, c))
+		t->matrix->dtype = QWEN_F32;
+}
+
+/* What the device makes of the type, and its bytes. */
+static void
+final_dtype(const qwen_slot *slot, qwen_target *t, const choice *c)
+{
+	qwen_device *dev = t->part->dev;
+	qwen_matrix *m = t->matrix;
+
+	if (t->offset != 0)
+		return;
+	t->part->dtype = dev->ops->matrix_dtype(dev, m->dtype);
+	m->dtype = dev->ops->matrix_dtype(dev, stored_dtype(t->part, m, c));
+	m->bytes = dev->ops->matrix_bytes(dev, m->dtype, m->n, m->k);
+}
+
+/*
+ * Every matrix gets a type and a size: first the type of its tensors, or float32 if its parts differ, then what the
+ * device makes of that.  Each matrix has one target at offset 0.
+ */
+static void
+choose_dtypes(qwen_weight_plan *plan, const choice *c)
+{
+	each_matrix(plan, first_dtype, c);
+	each_matrix(plan, common_dtype, c);
+	each_matrix(plan, final_dtype, c);
+	for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
+		if (p->has_head && p->head.n == 0) /* tied, and here too */
+			p->head = p->embed;
+}
+
+/* The sums that the memory plan needs; each matrix and vector counts with its first part. */
 static void
 add_sizes(qwen_weight_plan *plan)
 {
-	qwen_weights *w = plan->weights;
-
-	w->bytes = 0;
 	for (size_t i = 0; i < plan->n; i++)
-	{
-		const qwen_slot *s = &plan->slots[i];
-
-		plan->source_bytes += s->tensor->end - s->tensor->begin;
-		if (s->offset == 0)
-			w->bytes += s->matrix ? s->matrix->bytes : (uint64_t) s->total * sizeof(float);
-	}
+		plan->source_bytes += plan->slots[i].tensor->end - plan->slots[i].tensor->begin;
+	for (qwen_target *t = plan->targets; t < plan->targets + plan->n_targets; t++)
+		if (t->offset == 0)
+			t->part->bytes += t->matrix ? t->matrix->bytes : (uint64_t) t->vector->n * sizeof(float);
 }
 
 /* The order in which the files hold them, so that they are read from front to back. */
@@ -408,7 +528,7 @@ slot_by_place(const void *a, const void *b)
 
 /* Slots are sorted twice: by name to be found, then by place to be read. */
 static qwen_status
-fill_plan(qwen_weight_plan *plan, const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_device *dev,
+fill_plan(qwen_weight_plan *plan, const qwen_config *config, const qwen_checkpoint *checkpoint,
 		  const qwen_model_options *options, qwen_error *err)
 {
 	choice types;
@@ -416,37 +536,48 @@ fill_plan(qwen_weight_plan *plan, const qwen_config *config, const qwen_checkpoi
 
 	if ((rc = parse_choice(options, &types, err)) != QWEN_OK)
 		return rc;
-	add_all(plan, config, plan->weights);
+	add_all(plan, config);
 	if ((rc = match_all(plan, config, checkpoint, err)) != QWEN_OK)
 		return rc;
-	choose_dtypes(plan, dev, &types);
+	choose_dtypes(plan, &types);
 	add_sizes(plan);
-	if (config->tied)
-		plan->weights->head = plan->weights->embed;
 	qsort(plan->slots, plan->n, sizeof(*plan->slots), slot_by_place);
 	return QWEN_OK;
 }
 
-qwen_status
-qwen_weights_plan(const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_device *dev,
-				  const qwen_model_options *options, qwen_weights *weights, qwen_weight_plan **out, qwen_error *err)
+/* Memory for slots and targets, of as many as there can be, and for the parts' layers. */
+static qwen_status
+allocate_plan(qwen_weight_plan *plan, int n_layers, qwen_error *err)
 {
-	size_t n = (size_t) config->n_layers * LAYER_SLOTS + OTHER_SLOTS;
+	size_t n = (size_t) n_layers * LAYER_SLOTS + OTHER_SLOTS;
+	size_t n_targets = n * (size_t) plan->n_parts;
+	bool ok;
+
+	plan->slots = calloc(n, sizeof(*plan->slots));
+	plan->targets = calloc(n_targets, sizeof(*plan->targets));
+	ok = plan->slots && plan->targets;
+	for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
+	{
+		p->n_layers = n_layers;
+		p->layers = calloc((size_t) n_layers, sizeof(*p->layers));
+		ok = ok && p->layers;
+	}
+	return ok ? QWEN_OK : qwen_fail_memory(err, n_targets * sizeof(qwen_target));
+}
+
+qwen_status
+qwen_weights_plan(const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_model_options *options,
+				  qwen_weights *parts, int n, qwen_weight_plan **out, qwen_error *err)
+{
 	qwen_weight_plan *plan = calloc(1, sizeof(*plan));
 	qwen_status rc;
 
-	memset(weights, 0, sizeof(*weights));
-	weights->layers = calloc((size_t) config->n_layers, sizeof(*weights->layers));
-	weights->n_layers = config->n_layers;
-	if (plan)
-		plan->slots = calloc(n, sizeof(*plan->slots));
-	if (!plan || !plan->slots || !weights->layers)
-	{
-		qwen_weight_plan_free(plan);
-		return qwen_fail_memory(err, n * sizeof(qwen_slot));
-	}
-	plan->weights = weights;
-	rc = fill_plan(plan, config, checkpoint, dev, options, err);
+	if (!plan)
+		return qwen_fail_memory(err, sizeof(*plan));
+	plan->parts = parts;
+	plan->n_parts = n;
+	if ((rc = allocate_plan(plan, config->n_layers, err)) == QWEN_OK)
+		rc = fill_plan(plan, config, checkpoint, options, err);
 	if (rc != QWEN_OK)
 	{
 		qwen_weight_plan_free(plan);
@@ -462,5 +593,25 @@ qwen_weight_plan_free(qwen_weight_plan *plan)
 	if (!plan)
 		return;
 	free(plan->slots);
+	free(plan->targets);
 	free(plan);
+}
+
+qwen_dtype
+qwen_checkpoint_dtype(const qwen_checkpoint *checkpoint)
+{
+	const qwen_tensor_list *tensors = qwen_checkpoint_tensors(checkpoint);
+	qwen_dtype common = QWEN_BF16, one;
+	bool found = false;
+
+	for (const qwen_tensor *t = tensors->items; t < tensors->items + tensors->n; t++)
+	{
+		if (t->rank != 2 || !source_dtype(t, &one))
+			continue;
+		if (found && one != common)
+			return QWEN_F32;
+		common = one;
+		found = true;
+	}
+	return common;
 }

@@ -28,8 +28,9 @@
 /* What usage means. */
 #define USAGE_FUNCTIONS                                                                                                \
 	"'{qwen_generate,qwen_complete,qwen_chat,qwen_stream,qwen_try_generate,"                                           \
-	"qwen_token_count,qwen_tokenize,qwen_detokenize,qwen_status,qwen_requests,qwen_stat,qwen_stat_engine}'::name[]"
-#define USAGE_VIEWS "'{qwen_requests,qwen_stat,qwen_stat_engine}'::name[]"
+	"qwen_token_count,qwen_tokenize,qwen_detokenize,qwen_status,qwen_requests,qwen_devices,qwen_device_map,"           \
+	"qwen_stat,qwen_stat_engine}'::name[]"
+#define USAGE_VIEWS "'{qwen_requests,qwen_devices,qwen_device_map,qwen_stat,qwen_stat_engine}'::name[]"
 
 static void change_usage(FunctionCallInfo fcinfo, const char *verb, const char *preposition);
 static char *usage_objects(Oid extension, const char *query);

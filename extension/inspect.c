@@ -80,6 +80,20 @@ count_draining(void)
 	return n;
 }
 
+void
+qwen_get_devices(qwen_devices *devices)
+{
+	qwen_check_preloaded();
+	LWLockAcquire(qwen_control_lock(), LW_SHARED);
+	*devices = qwen_shared->devices;
+	LWLockRelease(qwen_control_lock());
+	for (int i = 0; i < devices->n_devices; i++)
+	{
+		make_valid(devices->devices[i].name);
+		make_valid(devices->devices[i].kind);
+	}
+}
+
 /* Replaces what is not ASCII, unless the whole is good text in the database's encoding. */
 static void
 make_valid(char *text)

@@ -15,7 +15,7 @@
  *	  batch_plan.c, batch_rewrite.c, batch_exec.c, batch_cache.c, batch_explain.c
  *					the plan node QwenBatch (batch.h)
  *	  cost.c		estimates for the planner
- *	  generate.c, chat.c, stream.c, tokens.c, status.c, admin.c
+ *	  generate.c, chat.c, stream.c, tokens.c, status.c, plan.c, admin.c
  *					SQL functions
  *
  *-------------------------------------------------------------------------
@@ -49,6 +49,8 @@ typedef enum QwenCache
 /* engine settings: sighup, take effect at qwen_reload() */
 extern char *qwen_model;
 extern char *qwen_device_map;
+extern char *qwen_max_memory; /* empty: no limits */
+extern int qwen_tensor_parallel;
 extern int qwen_max_model_len;
 extern int qwen_max_sequences;
 extern char *qwen_kv_memory;
@@ -152,6 +154,9 @@ typedef struct QwenStatus
 } QwenStatus;
 
 extern void qwen_get_status(QwenStatus *status);
+
+/* What the engine has said of its devices, a consistent copy; none when there is no engine that has. */
+extern void qwen_get_devices(qwen_devices *devices);
 
 /* One row of qwen_requests. */
 typedef struct QwenRequestInfo

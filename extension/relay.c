@@ -378,7 +378,7 @@ handle_frame(const qwen_frame *frame, const char *payload)
 {
 	QwenSlot *slot;
 
-	if (frame->type == QWEN_FRAME_STATE || frame->type == QWEN_FRAME_HEARTBEAT)
+	if (frame->type == QWEN_FRAME_STATE || frame->type == QWEN_FRAME_HEARTBEAT || frame->type == QWEN_FRAME_DEVICES)
 		return qwen_engine_heard(frame, payload);
 
 	slot = qwen_slot_by_id(frame->id);

@@ -25,6 +25,8 @@
 
 char *qwen_model = NULL;
 char *qwen_device_map = NULL;
+char *qwen_max_memory = NULL;
+int qwen_tensor_parallel = 1;
 int qwen_max_model_len = 0;
 int qwen_max_sequences = 256;
 char *qwen_kv_memory = NULL;
@@ -35,6 +37,7 @@ int qwen_threads = 0;
 static int dtype = 0;
 static int quantization = 0;
 static int kv_dtype = 0;
+static int offload = 0;
 
 int qwen_max_requests = 1024;
 int qwen_queue_memory = 64 * 1024;
@@ -68,6 +71,8 @@ static const struct config_enum_entry quantization_options[] = {
 static const struct config_enum_entry kv_dtype_options[] = {{"auto", 0, false},    {"bfloat16", 1, false},
 															{"float16", 2, false}, {"float32", 3, false},
 															{"int8", 4, false},    {NULL, 0, false}};
+
+static const struct config_enum_entry offload_options[] = {{"off", 0, false}, {"cpu", 1, false}, {NULL, 0, false}};
 
 static const struct config_enum_entry on_error_options[] = {
 	{"raise", QWEN_ON_ERROR_RAISE, false}, {"null", QWEN_ON_ERROR_NULL, false}, {NULL, 0, false}};
@@ -235,6 +240,43 @@ define_placement_settings(void)
 							   NULL,
 							   NULL,
 							   NULL);
+
+	DefineCustomStringVariable("qwen.max_memory",
+							   "Sets how much memory the model may take of each device.",
+							   "A list such as \"cpu:0=20GiB,cpu:1=20GiB\"; empty is what is free. Takes effect at "
+							   "qwen_reload().",
+							   &qwen_max_memory,
+							   "",
+							   PGC_SIGHUP,
+							   0,
+							   NULL,
+							   NULL,
+							   NULL);
+
+	DefineCustomIntVariable("qwen.tensor_parallel",
+							"Sets the number of devices that share each layer of the model.",
+							"Takes effect at qwen_reload().",
+							&qwen_tensor_parallel,
+							1,
+							1,
+							64,
+							PGC_SIGHUP,
+							0,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomEnumVariable("qwen.offload",
+							 "Sets where layers may go that the GPUs cannot hold.",
+							 "Takes effect at qwen_reload().",
+							 &offload,
+							 0,
+							 offload_options,
+							 PGC_SIGHUP,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
 
 	DefineCustomStringVariable("qwen.kv_memory",
 							   "Sets the memory reserved for keys and values of running sequences.",

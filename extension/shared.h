@@ -144,6 +144,7 @@ typedef struct QwenShared
 	int engine_pid; /* 0: none */
 	qwen_engine_state engine;
 	qwen_heartbeat heartbeat;
+	qwen_devices devices;
 	TimestampTz engine_start;
 	TimestampTz ready_since; /* 0: not ready */
 	int64 restarts;

@@ -94,6 +94,7 @@ static void publish_start(void);
 static void publish_end(QwenEngineEnd end, const char *how);
 static void describe_end(QwenEngineEnd end, char *buffer, Size size);
 static void accept_state(qwen_engine_state *state);
+static bool accept_devices(const qwen_frame *frame, const char *payload);
 static void terminate_texts(qwen_engine_state *state);
 
 /* ---- settings ---- */
@@ -104,20 +105,20 @@ qwen_engine_read_settings(void)
 {
 	EngineCommand next = {0};
 	MemoryContext old;
-	char share[MAXPGPATH];
 
 	next.context = AllocSetContextCreate(TopMemoryContext, "qwen engine command", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(next.context);
 
-	get_share_path(my_exec_path, share);
-	next.model = qwen_model[0] != '\0' ? pstrdup(qwen_model) : psprintf("%s/qwen/demo-model", share);
-
-	next.args[next.n_args++] = psprintf("%s/qwen-engine", pkglib_path);
+	next.model = qwen_model_path();
+	next.args[next.n_args++] = qwen_engine_path();
 	next.args[next.n_args++] = pstrdup("serve");
 	add_option(&next, "--fd", psprintf("%d", ENGINE_FD));
 	add_option(&next, "-m", next.model);
 	if (strcmp(qwen_device_map, "auto") != 0)
 		add_option(&next, "--device-map", qwen_device_map);
+	add_option(&next, "--max-memory", qwen_max_memory);
+	add_number(&next, "--tensor-parallel", qwen_tensor_parallel, 1);
+	add_choice(&next, "--offload", "qwen.offload", "off");
 	add_choice(&next, "--dtype", "qwen.dtype", "auto");
 	add_choice(&next, "--quantization", "qwen.quantization", "none");
 	add_choice(&next, "--kv-dtype", "qwen.kv_dtype", "auto");
@@ -134,6 +135,25 @@ qwen_engine_read_settings(void)
 		MemoryContextDelete(command.context);
 	command = next;
 	return note_settings(&command);
+}
+
+/* What qwen.model means: empty is the bundled model. palloc'd. */
+char *
+qwen_model_path(void)
+{
+	char share[MAXPGPATH];
+
+	if (qwen_model[0] != '\0')
+		return pstrdup(qwen_model);
+	get_share_path(my_exec_path, share);
+	return psprintf("%s/qwen/demo-model", share);
+}
+
+/* The program, which is installed beside the library. palloc'd. */
+char *
+qwen_engine_path(void)
+{
+	return psprintf("%s/qwen-engine", pkglib_path);
 }
 
 /* Empty is the same as not given. */
@@ -361,13 +381,14 @@ publish_start(void)
 	memset(&qwen_shared->engine, 0, sizeof(qwen_shared->engine));
 	qwen_shared->engine.phase = QWEN_ENGINE_STARTING;
 	memset(&qwen_shared->heartbeat, 0, sizeof(qwen_shared->heartbeat));
+	memset(&qwen_shared->devices, 0, sizeof(qwen_shared->devices));
 	strlcpy(qwen_shared->model, command.model, sizeof(qwen_shared->model));
 	LWLockRelease(qwen_control_lock());
 }
 
 /* ---- watch ---- */
 
-/* Any frame is a sign of life; a state or heartbeat of another size is from another build. */
+/* Any frame is a sign of life; one of another size is from another build. */
 bool
 qwen_engine_heard(const qwen_frame *frame, const char *payload)
 {
@@ -384,6 +405,8 @@ qwen_engine_heard(const qwen_frame *frame, const char *payload)
 			return false;
 		accept_state(&state);
 	}
+	else if (frame->type == QWEN_FRAME_DEVICES)
+		return accept_devices(frame, payload);
 	else
 	{
 		if (frame->length != sizeof(qwen_heartbeat))
@@ -392,6 +415,34 @@ qwen_engine_heard(const qwen_frame *frame, const char *payload)
 		memcpy(&qwen_shared->heartbeat, payload, sizeof(qwen_heartbeat));
 		LWLockRelease(qwen_control_lock());
 	}
+	return true;
+}
+
+/* Numbers are looked at before they are believed: they say how much of the rest there is. */
+static bool
+accept_devices(const qwen_frame *frame, const char *payload)
+{
+	qwen_devices *devices = &qwen_shared->devices;
+	Size base = offsetof(qwen_devices, devices);
+	qwen_devices now;
+
+	if (frame->length < base || frame->length > sizeof(now))
+		return false;
+	memset(&now, 0, sizeof(now));
+	memcpy(&now, payload, frame->length);
+	if (now.n_devices < 0 || now.n_devices > QWEN_MAX_WIRE_DEVICES || now.n_layers < 0 ||
+		now.n_layers > QWEN_MAX_WIRE_LAYERS || frame->length != base + now.n_devices * sizeof(now.devices[0]))
+		return false;
+	for (int i = 0; i < now.n_devices; i++)
+	{
+		now.devices[i].name[sizeof(now.devices[i].name) - 1] = '\0';
+		now.devices[i].kind[sizeof(now.devices[i].kind) - 1] = '\0';
+	}
+	if (engine.stopping)
+		return true;
+	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
+	*devices = now;
+	LWLockRelease(qwen_control_lock());
 	return true;
 }
 
@@ -636,6 +687,7 @@ publish_end(QwenEngineEnd end, const char *how)
 	qwen_shared->engine_pid = 0;
 	qwen_shared->ready_since = 0;
 	memset(&qwen_shared->heartbeat, 0, sizeof(qwen_shared->heartbeat));
+	memset(&qwen_shared->devices, 0, sizeof(qwen_shared->devices));
 	if (died)
 	{
 		memset(&qwen_shared->engine, 0, sizeof(qwen_shared->engine));

@@ -27,6 +27,10 @@ typedef enum QwenEngineEnd
 /* Reads the settings that the next engine is started with; true if they differ from what was read before. */
 extern bool qwen_engine_read_settings(void);
 
+/* The model that qwen.model names, and the engine's program; palloc'd. Any process may ask. */
+extern char *qwen_model_path(void);
+extern char *qwen_engine_path(void);
+
 /* Starts an engine if there is none and it is time to. */
 extern void qwen_engine_start_if_due(void);
 

@@ -178,6 +178,16 @@ qwen_cpu_count(void)
 	return CPU_COUNT(&cpus);
 }
 
+/* "cpu", or "cpu:N" of one that is divided. */
+static bool
+is_processor(const char *name, char *err, size_t errlen)
+{
+	if (!strcmp(name, "cpu") || (!strncmp(name, "cpu:", 4) && name[4] && !name[4 + strspn(name + 4, "0123456789")]))
+		return true;
+	snprintf(err, errlen, "there is no device \"%.32s\" in this build; known are cpu and cpu:0, cpu:1, ...", name);
+	return false;
+}
+
 qwen_device *
 qwen_device_open(const char *name, const char *kernels, int n_threads, char *err, size_t errlen)
 {
@@ -186,11 +196,8 @@ qwen_device_open(const char *name, const char *kernels, int n_threads, char *err
 
 	if (!set || !set_usable(set, err, errlen))
 		return NULL;
-	if (strcmp(name, "cpu") != 0)
-	{
-		snprintf(err, errlen, "there is no device \"%.32s\" in this build; known is cpu", name);
+	if (!is_processor(name, err, errlen))
 		return NULL;
-	}
 	dev = calloc(1, sizeof(*dev));
 	if (!dev)
 	{
@@ -210,12 +217,33 @@ qwen_device_open(const char *name, const char *kernels, int n_threads, char *err
 	return dev;
 }
 
+qwen_device *
+qwen_device_open_beside(const qwen_device *dev, const char *name, char *err, size_t errlen)
+{
+	qwen_device *other;
+
+	if (!is_processor(name, err, errlen))
+		return NULL;
+	other = malloc(sizeof(*other));
+	if (!other)
+	{
+		snprintf(err, errlen, "out of memory");
+		return NULL;
+	}
+	*other = *dev;
+	snprintf(other->name, sizeof(other->name), "%s", name);
+	other->scratch = NULL;
+	other->beside = true;
+	return other;
+}
+
 void
 qwen_device_close(qwen_device *dev)
 {
 	if (!dev)
 		return;
-	qwen_pool_free(dev->priv);
+	if (!dev->beside)
+		qwen_pool_free(dev->priv);
 	free(dev);
 }
 

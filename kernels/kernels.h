@@ -176,12 +176,13 @@ typedef struct qwen_ops
 
 struct qwen_device
 {
-	char name[16]; /* "cpu", "cuda:0" */
+	char name[16]; /* "cpu", "cpu:1", "cuda:0" */
 	const qwen_ops *ops;
 	size_t act_bytes; /* of one activation element */
 	int n_threads;
 	void *scratch; /* device memory as scratch_bytes says, the engine's */
 	void *priv;    /* the implementation's own state */
+	bool beside;   /* priv is another device's */
 };
 
 /*
@@ -190,6 +191,8 @@ struct qwen_device
  * err holds one sentence fragment.
  */
 qwen_device *qwen_device_open(const char *name, const char *kernels, int n_threads, char *err, size_t errlen);
+/* Another device on the same processor, which uses the threads of `dev`: one of them works at a time. Closed before. */
+qwen_device *qwen_device_open_beside(const qwen_device *dev, const char *name, char *err, size_t errlen);
 void qwen_device_close(qwen_device *dev);
 
 /* The sets compiled into this build, NULL-terminated, best first, and whether this processor can run one. */

@@ -244,6 +244,60 @@ CREATE VIEW qwen_requests AS
 
 COMMENT ON VIEW qwen_requests IS 'requests in the queue and under way; those of others only for pg_read_all_stats';
 
+-- What the engine has on its devices, and where each part of the model is. Live while it loads.
+
+CREATE FUNCTION qwen_devices(
+	OUT device text,
+	OUT kind text,
+	OUT layers int,
+	OUT planned_bytes bigint,
+	OUT weights_bytes bigint,
+	OUT loaded_bytes bigint,
+	OUT kv_bytes bigint,
+	OUT workspace_bytes bigint,
+	OUT used_bytes bigint,
+	OUT peak_bytes bigint,
+	OUT free_bytes bigint,
+	OUT budget_bytes bigint,
+	OUT total_bytes bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_devices_rows'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_devices() IS 'memory of the devices that the model is on';
+
+CREATE VIEW qwen_devices AS
+	SELECT * FROM qwen_devices();
+
+COMMENT ON VIEW qwen_devices IS 'memory of the devices that the model is on, also while it is loaded';
+COMMENT ON COLUMN qwen_devices.planned_bytes IS 'all that the plan counts: weights, cache, workspace, overhead and a margin';
+COMMENT ON COLUMN qwen_devices.weights_bytes IS 'of the plan';
+COMMENT ON COLUMN qwen_devices.loaded_bytes IS 'of the weights, so far';
+COMMENT ON COLUMN qwen_devices.kv_bytes IS 'of the plan: keys and values of running sequences';
+COMMENT ON COLUMN qwen_devices.workspace_bytes IS 'of the plan: activations, logits and tables';
+COMMENT ON COLUMN qwen_devices.used_bytes IS 'reserved for cache and workspace, and weights so far';
+COMMENT ON COLUMN qwen_devices.peak_bytes IS 'the most that used_bytes has been';
+COMMENT ON COLUMN qwen_devices.free_bytes IS 'of the budget, as far as others have left it';
+COMMENT ON COLUMN qwen_devices.budget_bytes IS 'what the plan could use: what was free, or qwen.max_memory';
+
+CREATE FUNCTION qwen_device_map(
+	OUT ordinal int,
+	OUT item text,
+	OUT layer int,
+	OUT device text,
+	OUT weights_bytes bigint,
+	OUT kv_bytes bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'qwen_device_map_rows'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION qwen_device_map() IS 'device of each part of the model';
+
+CREATE VIEW qwen_device_map AS
+	SELECT * FROM qwen_device_map();
+
+COMMENT ON VIEW qwen_device_map IS 'device of the embedding, each layer and the head; several with qwen.tensor_parallel';
+
 -- The counters are exact: each request is added to the set of its role when it ends, before its answer is returned.
 CREATE FUNCTION qwen_stat(
 	OUT userid oid,
@@ -385,10 +439,118 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 
 COMMENT ON FUNCTION qwen_revoke_usage(regrole) IS 'take back what qwen_grant_usage gave';
 
+-- ---- planning ----
+--
+-- What each device would hold, before anything is loaded: asked of the engine's program, which reads config.json alone.
+-- NULL means: what the server is set to, or with devices that are only described, the defaults.
+
+CREATE FUNCTION qwen_plan_json(
+	model text DEFAULT NULL,
+	device_map text DEFAULT NULL,
+	max_memory text DEFAULT NULL,
+	devices text DEFAULT NULL,
+	tensor_parallel int DEFAULT NULL,
+	dtype text DEFAULT NULL,
+	quantization text DEFAULT NULL,
+	kv_dtype text DEFAULT NULL,
+	kv_memory text DEFAULT NULL,
+	max_model_len int DEFAULT NULL,
+	max_sequences int DEFAULT NULL,
+	offload text DEFAULT NULL)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'qwen_plan_json'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 100000;
+
+COMMENT ON FUNCTION qwen_plan_json(text, text, text, text, int, text, text, text, text, int, int, text)
+	IS 'what qwen-engine plan --json says: where a model would be placed, or why it does not fit';
+
+-- A row for each device, and a last one, total, that has the verdict: what fits, or what is missing and what would help.
+CREATE FUNCTION qwen_plan(
+	model text DEFAULT NULL,
+	device_map text DEFAULT NULL,
+	max_memory text DEFAULT NULL,
+	devices text DEFAULT NULL,
+	tensor_parallel int DEFAULT NULL,
+	dtype text DEFAULT NULL,
+	quantization text DEFAULT NULL,
+	kv_dtype text DEFAULT NULL,
+	kv_memory text DEFAULT NULL,
+	max_model_len int DEFAULT NULL,
+	max_sequences int DEFAULT NULL,
+	offload text DEFAULT NULL,
+	OUT device text,
+	OUT holds text,
+	OUT fits boolean,
+	OUT available_bytes bigint,
+	OUT weights_bytes bigint,
+	OUT kv_bytes bigint,
+	OUT state_bytes bigint,
+	OUT workspace_bytes bigint,
+	OUT overhead_bytes bigint,
+	OUT margin_bytes bigint,
+	OUT free_bytes bigint,
+	OUT missing_bytes bigint,
+	OUT max_tokens bigint,
+	OUT full_sequences int,
+	OUT detail text,
+	OUT remedies text[])
+RETURNS SETOF record
+LANGUAGE SQL VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+BEGIN ATOMIC
+	WITH plan AS MATERIALIZED (
+		SELECT qwen_plan_json(model, device_map, max_memory, devices, tensor_parallel, dtype, quantization, kv_dtype,
+							  kv_memory, max_model_len, max_sequences, offload) AS p
+	), device AS (
+		SELECT d.value->>'name' AS name,
+			   d.value->>'holds' AS holds,
+			   (d.value->>'budget')::bigint AS available,
+			   (d.value->>'weights')::bigint AS weights,
+			   (d.value->>'kv')::bigint AS kv,
+			   (d.value->>'state')::bigint AS state,
+			   (d.value->>'workspace')::bigint AS workspace,
+			   (d.value->>'overhead')::bigint AS overhead,
+			   (d.value->>'margin')::bigint AS margin,
+			   (d.value->>'free')::bigint AS free,
+			   d.ordinality AS n
+		FROM plan, pg_catalog.jsonb_array_elements(p->'devices') WITH ORDINALITY AS d
+	), shortage AS (
+		SELECT name, holds, available, weights, kv, state, workspace, overhead, margin, free, n,
+			   greatest(weights + kv + state + workspace + overhead + margin - available, 0) AS missing
+		FROM device
+	), line AS (
+		SELECT name, holds, missing = 0 AS fits, available, weights, kv, state, workspace, overhead, margin, free,
+			   missing, NULL::bigint AS tokens, NULL::int AS sequences, NULL::text AS detail, NULL::text[] AS remedies, n
+		FROM shortage
+		UNION ALL
+		SELECT 'total', NULL, (p->>'fits')::boolean, t.available, t.weights, t.kv, t.state, t.workspace, t.overhead,
+			   t.margin, t.free, t.missing, CASE WHEN (p->>'fits')::boolean THEN (p->>'max_tokens_total')::bigint END,
+			   CASE WHEN (p->>'fits')::boolean THEN (p->>'max_sequences')::int END,
+			   (p->>'message') || '. ' || (p->>'detail'),
+			   ARRAY(SELECT r.value->>'text'
+					 FROM pg_catalog.jsonb_array_elements(p->'remedies') WITH ORDINALITY AS r
+					 ORDER BY r.ordinality),
+			   NULL
+		FROM plan,
+			 (SELECT sum(available)::bigint AS available, sum(weights)::bigint AS weights, sum(kv)::bigint AS kv,
+					 sum(state)::bigint AS state, sum(workspace)::bigint AS workspace,
+					 sum(overhead)::bigint AS overhead, sum(margin)::bigint AS margin, sum(free)::bigint AS free,
+					 sum(missing)::bigint AS missing
+			  FROM shortage) AS t
+	)
+	SELECT name, holds, fits, available, weights, kv, state, workspace, overhead, margin, free, missing, tokens,
+		   sequences, detail, remedies
+	FROM line
+	ORDER BY n NULLS LAST;
+END;
+
+COMMENT ON FUNCTION qwen_plan(text, text, text, text, int, text, text, text, text, int, int, text)
+	IS 'where a model would be placed and what each device would hold, or why it does not fit; loads nothing';
+
 -- ---- privileges ----
 --
 -- Nothing for PUBLIC: the model's time is not free, and prompts may be expensive. qwen_grant_usage() is the way in. Who
--- created the extension may administer it, also where the objects belong to somebody else.
+-- created the extension may administer it, also where the objects belong to somebody else; but qwen_plan reads files of
+-- the server, and is left to their owner like pg_read_file.
 
 REVOKE ALL ON FUNCTION
 	qwen_support(internal),
@@ -403,10 +565,14 @@ REVOKE ALL ON FUNCTION
 	qwen_detokenize(int[]),
 	qwen_status(),
 	qwen_requests(),
+	qwen_devices(),
+	qwen_device_map(),
 	qwen_stat(),
 	qwen_stat_engine(),
 	qwen_stat_reset(),
 	qwen_reload(),
+	qwen_plan_json(text, text, text, text, int, text, text, text, text, int, int, text),
+	qwen_plan(text, text, text, text, int, text, text, text, text, int, int, text),
 	qwen_grant_usage(regrole),
 	qwen_revoke_usage(regrole)
 FROM PUBLIC;

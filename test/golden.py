@@ -9,6 +9,8 @@ logits      ref within 1e-3 standard deviations of the reference's fp32 logits; 
             that type and fp32.
 greedy      token for token, up to the first place where the reference's own margin is too small to tell: 1e-2 for ref,
             0.25 for the others.
+split       the same tokens over 2, 3 and 4 devices, by even and uneven maps, over 2 and 4 shards of each layer, and both
+            combined; layers on several devices give the bits of one.
 refused     architectures that are not supported are refused, and named.
 tokens      text to ids and ids to text, every line.
 chats       conversations rendered by the chat formats, text and ids, every line.
@@ -146,6 +148,45 @@ def check_model(engine, name, kernels):
             raise Wrong(answer["error"])
         compare_tokens(answer["ids"], run["output"], run["margin"], tie)
     return f"logits within {off:.1e} of {bound:.1e}, {len(runs)} greedy runs"
+
+
+def explicit_map(embed, layers, head):
+    """A device map; layers: "0-1": device, and so on."""
+    return json.dumps({"embed": embed, "layers": layers, "head": head})
+
+
+# Where the three layers of a golden model go, over how many shards; on as many processors as the limits name.
+SPLITS = (
+    ("two devices", 2, "balanced", 1),
+    ("three devices", 3, "balanced", 1),
+    ("four devices", 4, explicit_map("cpu:0", {"0": "cpu:1", "1-2": "cpu:2"}, "cpu:3"), 1),
+    ("two uneven devices", 2, explicit_map("cpu:1", {"0-1": "cpu:0", "2": "cpu:1"}, "cpu:0"), 1),
+    ("two shards", 2, "balanced", 2),
+    ("four shards", 4, "balanced", 4),
+    ("two stages of two shards", 4, explicit_map(["cpu:0", "cpu:1"], {"0": ["cpu:0", "cpu:1"], "1-2": ["cpu:2", "cpu:3"]},
+                                                 ["cpu:2", "cpu:3"]), 2),
+)
+
+
+def split_options(devices, device_map, shards):
+    limits = ",".join(f"cpu:{i}=256MiB" for i in range(devices))
+    return "--max-memory", limits, "--device-map", device_map, "--tensor-parallel", str(shards), "--max-sequences", "16"
+
+
+def check_split(engine, name, options, shards):
+    folder = DATA / "golden" / name
+    golden = read_tensors(folder / "golden.safetensors")
+    ids = list(golden["input_ids"])
+    runs = json.loads((folder / "golden.json").read_text())["greedy"]
+    requests = [{"ids": run["prompt"], "max_tokens": len(run["output"]), "ignore_eos": True} for run in runs]
+    whole = engine.run("generate", folder, requests)
+    split = engine.run("generate", folder, requests, *options)
+    for run, one, other in zip(runs, whole, split):
+        compare_tokens(other["ids"], one["ids"], run["margin"] if shards > 1 else [math.inf] * len(one["ids"]), 0.25)
+    if shards == 1 and engine.logits(folder, "auto", ids, *options) != engine.logits(folder, "auto", ids):
+        raise Wrong("the logits are others than on one device")
+    same = sum(one["ids"] == other["ids"] for one, other in zip(whole, split))
+    return f"{same} of {len(runs)} answers are the same" + (", and the bits" if shards == 1 else "")
 
 
 def check_refused(engine, name):
@@ -320,6 +361,9 @@ def all_checks():
         else:
             for kernels in KERNELS:
                 yield f"{folder.name} {kernels}", check_model, (folder.name, kernels)
+            for split, devices, device_map, shards in SPLITS:
+                yield (f"split {folder.name} {split}", check_split,
+                       (folder.name, split_options(devices, device_map, shards), shards))
     for name in ("qwen2.5", "qwen3"):
         yield f"tokens {name}", check_tokens, (name,)
         yield f"chats {name}", check_chats, (name,)

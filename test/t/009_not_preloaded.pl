@@ -20,6 +20,9 @@ is($node->status('state'), 'not preloaded', 'status knows');
 is($node->safe_psql('postgres', 'SELECT qwen_generate(NULL::text) IS NULL'), 't', 'NULL needs no model');
 is($node->safe_psql('postgres', "LOAD 'qwen'; SHOW qwen.max_tokens"), 512, 'the settings are known once the library is loaded');
 
+# A plan needs no engine, running or not.
+is($node->safe_psql('postgres', "SELECT fits FROM qwen_plan() WHERE device = 'total'"), 't', 'plans are made all the same');
+
 # LOAD in a session is not enough, and says so as well.
 like($node->error_of("LOAD 'qwen'; SELECT qwen_generate('x')"), qr/^55000 /, 'LOAD is not enough');
 

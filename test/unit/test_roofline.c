@@ -14,6 +14,8 @@
 #define VOCABULARY (151936.0 * 1024)
 #define TOKEN_BYTES (2.0 * LAYERS * 1024 * 2) /* keys and values of 8 heads of 128: 114,688 */
 
+static qwen_weights tied_weights = {.bytes = (uint64_t) (2 * (MATRICES + VOCABULARY)), .has_head = true};
+
 static const qwen_model tied = {
 	.config = {.vocab_size = 151936,
 			   .hidden_size = 1024,
@@ -23,7 +25,9 @@ static const qwen_model tied = {
 			   .n_kv_heads = 8,
 			   .head_dim = 128,
 			   .tied = true},
-	.weights = {.bytes = (uint64_t) (2 * (MATRICES + VOCABULARY))},
+	.tp = 1,
+	.weights = &tied_weights,
+	.n_parts = 1,
 	.kv_block_bytes = 16 * 1024 * 2,
 };
 
@@ -66,12 +70,14 @@ pieces_of_a_prompt_do_the_work_of_the_whole(void **state)
 static void
 an_embedding_apart_from_the_head_is_not_read(void **state)
 {
+	qwen_weights weights = tied_weights;
 	qwen_model untied = tied;
 	qwen_work work = {0};
 
 	untied.config.tied = false;
-	untied.weights.bytes += (uint64_t) (2 * VOCABULARY);
-	untied.weights.embed.bytes = (size_t) (2 * VOCABULARY);
+	untied.weights = &weights;
+	weights.bytes += (uint64_t) (2 * VOCABULARY);
+	weights.embed.bytes = (size_t) (2 * VOCABULARY);
 	qwen_work_add(&work, &untied, 1, 0, 1);
 	assert_close(work.bytes, 2 * (MATRICES + VOCABULARY) + TOKEN_BYTES);
 }

@@ -72,7 +72,19 @@ read_fully(void *to, size_t n)
 	return true;
 }
 
-/* The next frame that is no heartbeat and no progress; false at the end of the connection. */
+/* The last that the engine has said of its devices. */
+static qwen_devices devices;
+
+static void
+note_devices(void)
+{
+	assert_true(head.length >= offsetof(qwen_devices, devices) && head.length <= sizeof(devices));
+	memcpy(&devices, payload, head.length);
+	assert_int_equal(head.length,
+					 offsetof(qwen_devices, devices) + (size_t) devices.n_devices * sizeof(devices.devices[0]));
+}
+
+/* The next frame that is no heartbeat, no progress and not about devices; false at the end of the connection. */
 static bool
 next_frame(void)
 {
@@ -83,7 +95,9 @@ next_frame(void)
 		assert_true(head.length <= sizeof(payload));
 		if (!read_fully(payload, head.length))
 			return false;
-	} while (head.type == QWEN_FRAME_HEARTBEAT || head.type == QWEN_FRAME_PROGRESS);
+		if (head.type == QWEN_FRAME_DEVICES)
+			note_devices();
+	} while (head.type == QWEN_FRAME_HEARTBEAT || head.type == QWEN_FRAME_PROGRESS || head.type == QWEN_FRAME_DEVICES);
 	return true;
 }
 
@@ -143,6 +157,24 @@ send_prompt(uint64_t id, const char *prompt, int32_t max_tokens, uint32_t flags)
 	send_frame(QWEN_FRAME_REQUEST, id, bytes, (uint32_t) (end - bytes));
 }
 
+/* Of a model that is loaded, on one processor. */
+static void
+check_devices(int n_layers)
+{
+	const qwen_device_state *d = &devices.devices[0];
+
+	assert_int_equal(devices.n_devices, 1);
+	assert_int_equal(devices.n_layers, n_layers);
+	assert_string_equal(d->name, "cpu");
+	assert_string_equal(d->kind, "cpu");
+	assert_int_equal(d->n_layers, n_layers);
+	assert_true(d->weights_bytes > 0 && d->loaded_bytes == d->weights_bytes);
+	assert_true(d->kv_bytes == d->layer_kv_bytes * (uint64_t) n_layers);
+	assert_true(d->weights_bytes == d->embed_bytes + d->head_bytes + d->layer_bytes * (uint64_t) n_layers);
+	assert_true(d->used_bytes >= d->loaded_bytes + d->kv_bytes && d->used_bytes <= d->planned_bytes);
+	assert_true(d->planned_bytes <= d->budget_bytes && d->peak_bytes == d->used_bytes && d->free_bytes > 0);
+}
+
 static void
 a_request_is_answered(void **state)
 {
@@ -156,6 +188,7 @@ a_request_is_answered(void **state)
 	assert_string_equal(model.architecture, "qwen3");
 	assert_int_equal(model.context, 2048);
 	assert_int_equal(model.loaded_bytes, model.total_bytes);
+	check_devices(4);
 	assert_true(model.parameters > 4000000 && model.parameters < 5000000);
 
 	assert_true(next_frame());

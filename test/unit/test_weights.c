@@ -105,6 +105,15 @@ write_model(const scratch *s, const changes *c)
 	scratch_safetensors(s, "model.safetensors", header, offset);
 }
 
+/* All of the model on one device. */
+static qwen_status
+plan_whole(const qwen_config *config, const qwen_checkpoint *checkpoint, const qwen_model_options *options,
+		   qwen_device *dev, qwen_weights *w, qwen_weight_plan **plan, qwen_error *err)
+{
+	*w = (qwen_weights){.dev = dev, .n_shards = 1, .has_embed = true, .has_head = true};
+	return qwen_weights_plan(config, checkpoint, options, w, 1, plan, err);
+}
+
 /* Writes, plans and loads; the caller frees *w when that worked. */
 static qwen_status
 load_with(const qwen_config *config, const changes *c, const qwen_model_options *options, qwen_device *dev,
@@ -118,14 +127,14 @@ load_with(const qwen_config *config, const changes *c, const qwen_model_options 
 	scratch_open(&s);
 	write_model(&s, c);
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, err), *err);
-	rc = qwen_weights_plan(config, checkpoint, dev, options, w, &plan, err);
+	rc = plan_whole(config, checkpoint, options, dev, w, &plan, err);
 	if (rc == QWEN_OK)
 	{
-		rc = qwen_weights_load(plan, checkpoint, dev, NULL, NULL, err);
+		rc = qwen_weights_load(plan, checkpoint, NULL, NULL, err);
 		qwen_weight_plan_free(plan);
 	}
 	if (rc != QWEN_OK)
-		qwen_weights_free(w, dev);
+		qwen_weights_free(w);
 	qwen_checkpoint_close(checkpoint);
 	scratch_close(&s);
 	return rc;
@@ -208,8 +217,8 @@ tensors_find_their_place_under_every_prefix(void **state)
 		assert_int_equal(w.layers[0].gate_up.n, 12);
 		assert_int_equal(w.layers[0].qkv.dtype, QWEN_BF16);
 		assert_true(w.head.data != w.embed.data);
-		assert_null(w.layers[0].q_norm);
-		qwen_weights_free(&w, dev);
+		assert_null(w.layers[0].q_norm.data);
+		qwen_weights_free(&w);
 	}
 	qwen_device_close(dev);
 }
@@ -227,7 +236,7 @@ parts_are_fused_in_order(void **state)
 	assert_rows(dev, &w.layers[0].gate_up, 0, 12, 168);
 	assert_true(w.bytes == w.embed.bytes + w.head.bytes + w.layers[0].qkv.bytes + w.layers[0].out.bytes +
 							   w.layers[0].gate_up.bytes + w.layers[0].down.bytes + 4 * (4 + 8 + 4 + 4));
-	qwen_weights_free(&w, dev);
+	qwen_weights_free(&w);
 	qwen_device_close(dev);
 }
 
@@ -278,17 +287,17 @@ large_matrices_are_read_in_parts(void **state)
 	scratch_open(&s);
 	scratch_safetensors(&s, "model.safetensors", header, offset);
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
-	assert_ok(qwen_weights_plan(&config, checkpoint, dev, &(qwen_model_options){0}, &w, &plan, &err), err);
-	assert_ok(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), err);
+	assert_ok(plan_whole(&config, checkpoint, &(qwen_model_options){0}, dev, &w, &plan, &err), err);
+	assert_ok(qwen_weights_load(plan, checkpoint, NULL, NULL, &err), err);
 	assert_rows(dev, &w.embed, 0, 1001, at[0]);
 	assert_rows(dev, &w.layers[0].qkv, 0, 14, at[2]);
 	assert_rows(dev, &w.layers[0].out, 0, 1024, at[5]);
 	assert_rows(dev, &w.layers[0].gate_up, 0, 1500, at[7]);
 	assert_rows(dev, &w.layers[0].gate_up, 1500, 1500, at[8]);
 	assert_rows(dev, &w.layers[0].down, 0, 1024, at[9]);
-	assert_true(w.norm[1023] == file_value(at[10] + 2 * 1023));
+	assert_true(w.norm.data[1023] == file_value(at[10] + 2 * 1023));
 	qwen_weight_plan_free(plan);
-	qwen_weights_free(&w, dev);
+	qwen_weights_free(&w);
 	qwen_checkpoint_close(checkpoint);
 	qwen_device_close(dev);
 	scratch_close(&s);
@@ -317,8 +326,8 @@ matrices_are_quantized_by_their_place(void **state)
 		assert_int_equal(w.embed.dtype, QWEN_INT8);
 		assert_int_equal(w.head.dtype, QWEN_INT8);
 		assert_int_equal(w.head.bytes, dev->ops->matrix_bytes(dev, QWEN_INT8, 5, 4));
-		assert_true(w.layers[0].ffn_norm[0] == file_value(2 * (20 + 4 + 32 + 8 + 16)));
-		qwen_weights_free(&w, dev);
+		assert_true(w.layers[0].ffn_norm.data[0] == file_value(2 * (20 + 4 + 32 + 8 + 16)));
+		qwen_weights_free(&w);
 	}
 	qwen_device_close(dev);
 }
@@ -336,11 +345,11 @@ a_tied_head_is_the_embedding(void **state)
 		load(&tied, &(changes){.prefix = "model.", .dtype = "F16", .without = "lm_head.weight"}, "auto", dev, &w, &err),
 		err);
 	assert_ptr_equal(w.head.data, w.embed.data);
-	qwen_weights_free(&w, dev);
+	qwen_weights_free(&w);
 	/* a head that is stored all the same is not used */
 	assert_ok(load(&tied, &(changes){.prefix = "model.", .dtype = "F16"}, "auto", dev, &w, &err), err);
 	assert_ptr_equal(w.head.data, w.embed.data);
-	qwen_weights_free(&w, dev);
+	qwen_weights_free(&w);
 	qwen_device_close(dev);
 }
 
@@ -401,7 +410,7 @@ tensors_of_wrappers_are_ignored(void **state)
 		assert_ok(
 			load(&small, &(changes){.prefix = "model.", .dtype = "BF16", .extra = extras[i]}, "auto", dev, &w, &err),
 			err);
-		qwen_weights_free(&w, dev);
+		qwen_weights_free(&w);
 	}
 	qwen_device_close(dev);
 }
@@ -415,13 +424,13 @@ the_type_is_kept_or_the_one_asked_for(void **state)
 
 	assert_ok(load(&small, &(changes){.prefix = "model.", .dtype = "F32"}, "auto", cpu, &w, &err), err);
 	assert_int_equal(w.embed.dtype, QWEN_F32);
-	qwen_weights_free(&w, cpu);
+	qwen_weights_free(&w);
 	assert_ok(load(&small, &(changes){.prefix = "model.", .dtype = "BF16"}, "float32", cpu, &w, &err), err);
 	assert_int_equal(w.layers[0].down.dtype, QWEN_F32);
-	qwen_weights_free(&w, cpu);
+	qwen_weights_free(&w);
 	assert_ok(load(&small, &(changes){.prefix = "model.", .dtype = "BF16"}, "auto", ref, &w, &err), err);
 	assert_int_equal(w.embed.dtype, QWEN_F32);
-	qwen_weights_free(&w, ref);
+	qwen_weights_free(&w);
 	/* parts of one matrix that differ meet in float */
 	assert_ok(
 		load(&small,
@@ -431,7 +440,7 @@ the_type_is_kept_or_the_one_asked_for(void **state)
 		err);
 	assert_int_equal(w.layers[0].qkv.dtype, QWEN_F32);
 	assert_int_equal(w.layers[0].down.dtype, QWEN_BF16);
-	qwen_weights_free(&w, cpu);
+	qwen_weights_free(&w);
 	/* bytes that count up are huge as bfloat16: float16 cannot hold them */
 	assert_int_equal(load(&small, &(changes){.prefix = "model.", .dtype = "BF16"}, "float16", cpu, &w, &err),
 					 QWEN_INVALID);
@@ -457,13 +466,13 @@ truncated_weights_name_file_and_byte(void **state)
 	scratch_open(&s);
 	write_model(&s, &(changes){.prefix = "model.", .dtype = "BF16"});
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
-	assert_ok(qwen_weights_plan(&small, checkpoint, dev, &(qwen_model_options){0}, &w, &plan, &err), err);
+	assert_ok(plan_whole(&small, checkpoint, &(qwen_model_options){0}, dev, &w, &plan, &err), err);
 	assert_int_equal(truncate(scratch_path(&s, "model.safetensors", path), 1500), 0);
-	assert_int_equal(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), QWEN_IO);
+	assert_int_equal(qwen_weights_load(plan, checkpoint, NULL, NULL, &err), QWEN_IO);
 	assert_non_null(strstr(err.message, "model.safetensors"));
 	assert_non_null(strstr(err.detail, "byte 1500"));
 	qwen_weight_plan_free(plan);
-	qwen_weights_free(&w, dev);
+	qwen_weights_free(&w);
 	qwen_checkpoint_close(checkpoint);
 	qwen_device_close(dev);
 	scratch_close(&s);
@@ -473,15 +482,18 @@ typedef struct progress_seen
 {
 	uint64_t last;
 	uint64_t total;
+	uint64_t loaded; /* on the first device */
 	int calls;
 } progress_seen;
 
 static void
-watch(void *arg, uint64_t done, uint64_t total)
+watch(void *arg, const qwen_model *model, uint64_t done, uint64_t total)
 {
 	progress_seen *p = arg;
 
 	assert_true(done > p->last && done <= total);
+	assert_true(qwen_model_loaded(model, 0) > p->loaded);
+	p->loaded = qwen_model_loaded(model, 0);
 	p->last = done;
 	p->total = total;
 	p->calls++;

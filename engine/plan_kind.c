@@ -1,0 +1,97 @@
+/*
+ * plan_kind.c
+ *	  How each kind of device stores things.
+ *
+ * The one place where processors and GPUs differ for the planner.  What
+ * a processor stores is what kernels/cpu does with it.
+ */
+#include "../kernels/cpu/cpu_layout.h"
+#include "plan_internal.h"
+
+#define MIB ((uint64_t) 1 << 20)
+
+/* ---- processors: float activations, matrices in strips ---- */
+
+static uint64_t
+cpu_matrix_bytes(qwen_dtype dtype, int64_t n, int64_t k)
+{
+	return packed_bytes(dtype, n, k);
+}
+
+/* Activations of a product, narrowed to bfloat16 or to int8 with scale and sum of each group: what is longer. */
+static uint64_t
+cpu_scratch_bytes(int64_t rows, int64_t k)
+{
+	int64_t halfs = narrow_stride(QWEN_BF16, k) * 2;
+	int64_t bytes = narrow_stride(QWEN_INT8, k) + padded_k(QWEN_INT8, k) / QWEN_GROUP * 8;
+
+	return (uint64_t) rows * (uint64_t) (halfs > bytes ? halfs : bytes);
+}
+
+/* ---- GPUs: 16-bit activations, row-major matrices, scales behind the elements ---- */
+
+#define CUDA_ALIGN 256
+
+static uint64_t
+cuda_matrix_bytes(qwen_dtype dtype, int64_t n, int64_t k)
+{
+	int64_t groups = round_up(k, QWEN_GROUP) / QWEN_GROUP;
+	int64_t elements, per_group;
+
+	switch (dtype)
+	{
+		case QWEN_INT8: /* a bfloat16 scale a group */
+			elements = n * groups * QWEN_GROUP;
+			per_group = 2;
+			break;
+		case QWEN_INT4: /* scale and minimum */
+			elements = n * groups * QWEN_GROUP / 2;
+			per_group = 4;
+			break;
+		default:
+			elements = n * k * (int64_t) qwen_dtype_bytes(dtype);
+			per_group = 0;
+	}
+	return (uint64_t) (round_up(elements, CUDA_ALIGN) + round_up(n * groups * per_group, CUDA_ALIGN));
+}
+
+/* A product of many rows by quantised weights widens tiles of them in its own registers: nothing in memory. */
+static uint64_t
+cuda_scratch_bytes(int64_t rows, int64_t k)
+{
+	return 0;
+}
+
+/*
+ * Margins: of a processor, tables, staging, the tokenizer and the allocator's own needs; of a
+ * GPU, the granularity of allocations (2 MiB each) and what other programs take meanwhile.  An automatic cache leaves a
+ * processor's memory to the server that shares it.
+ *
+ * A GPU's overhead stands for what a driver takes for a context on data-centre parts, 0.3 to 0.6 GiB (qwen-models.md
+ * 14), 32 MiB of cuBLAS workspace as on Hopper, and 64 MiB for the graphs of decoding; group_overhead for NCCL's
+ * channels.  Measured figures of the device are to take their place when a plug-in reports them.
+ */
+static const qwen_plan_kind kinds[] = {
+	[QWEN_DEVICE_CPU] = {.act_bytes = 4,
+						 .resid_bytes = 4,
+						 .align = 64,
+						 .matrix_bytes = cpu_matrix_bytes,
+						 .scratch_bytes = cpu_scratch_bytes,
+						 .margin = 96 * MIB,
+						 .kv_share = 4},
+	[QWEN_DEVICE_CUDA] = {.act_bytes = 2,
+						  .resid_bytes = 4,
+						  .align = CUDA_ALIGN,
+						  .matrix_bytes = cuda_matrix_bytes,
+						  .scratch_bytes = cuda_scratch_bytes,
+						  .overhead = (512 + 32 + 64) * MIB,
+						  .group_overhead = 128 * MIB,
+						  .margin = 256 * MIB,
+						  .kv_share = 1},
+};
+
+const qwen_plan_kind *
+qwen_plan_kind_of(qwen_device_kind kind)
+{
+	return &kinds[kind];
+}
