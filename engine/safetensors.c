@@ -484,7 +484,7 @@ by_name(const void *a, const void *b)
 static qwen_status
 check_layout(scanner *s, qwen_tensor_list *list, uint64_t data_bytes)
 {
-	uint64_t at = 0;
+	uint64_t data = 8 + (uint64_t) (s->end - s->begin), at = 0; /* data: where the tensors begin in the file */
 
 	if (list->n)
 		qsort(list->items, list->n, sizeof(*list->items), by_offset);
@@ -495,8 +495,12 @@ check_layout(scanner *s, qwen_tensor_list *list, uint64_t data_bytes)
 	if (at != data_bytes)
 	{
 		qwen_fail(s->err, QWEN_CORRUPT, "\"%s\" is not a valid safetensors file", s->file);
-		return qwen_fail_detail(s->err, "Its tensors need %llu bytes, but %llu bytes follow the header.",
-								(unsigned long long) at, (unsigned long long) data_bytes);
+		return qwen_fail_detail(
+			s->err,
+			"Its tensors need %llu bytes, but %llu bytes follow the header: the file ends at byte %llu, "
+			"not at byte %llu.",
+			(unsigned long long) at, (unsigned long long) data_bytes, (unsigned long long) (data + data_bytes),
+			(unsigned long long) (data + at));
 	}
 	return QWEN_OK;
 }

@@ -11,7 +11,7 @@ greedy      token for token, up to the first place where the reference's own mar
             0.25 for the others.
 split       the same tokens over 2, 3 and 4 devices, by even and uneven maps, over 2 and 4 shards of each layer, and both
             combined; layers on several devices give the bits of one.
-refused     architectures that are not supported are refused, and named.
+refused     architectures that are not supported are refused, and named; so is a file that is cut short.
 tokens      text to ids and ids to text, every line.
 chats       conversations rendered by the chat formats, text and ids, every line.
 demo model  the recorded answers of the bundled model; and an answer does not depend on what else is in the batch.
@@ -25,7 +25,9 @@ import argparse
 import array
 import json
 import math
+import os
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -187,6 +189,22 @@ def check_split(engine, name, options, shards):
         raise Wrong("the logits are others than on one device")
     same = sum(one["ids"] == other["ids"] for one, other in zip(whole, split))
     return f"{same} of {len(runs)} answers are the same" + (", and the bits" if shards == 1 else "")
+
+
+def check_truncated(engine, name):
+    """A checkpoint whose last file is cut short: the message names the file and where it ends."""
+    folder = engine.workdir / "truncated"
+    shutil.copytree(DATA / "golden" / name, folder)
+    last = sorted(folder.glob("model-*.safetensors"))[-1]
+    size = last.stat().st_size - 1000
+    os.truncate(last, size)
+    try:
+        engine.run("logits", folder, [{"ids": [1]}], "-o", str(engine.workdir / "logits.safetensors"))
+    except Refused as e:
+        if last.name not in str(e) or f"ends at byte {size}" not in str(e):
+            raise Wrong(f"the message does not name file and byte: {e}") from e
+        return str(e).splitlines()[0]
+    raise Wrong("it was loaded")
 
 
 def check_refused(engine, name):
@@ -364,6 +382,7 @@ def all_checks():
             for split, devices, device_map, shards in SPLITS:
                 yield (f"split {folder.name} {split}", check_split,
                        (folder.name, split_options(devices, device_map, shards), shards))
+    yield "truncated last file refused", check_truncated, ("qwen2_sharded",)
     for name in ("qwen2.5", "qwen3"):
         yield f"tokens {name}", check_tokens, (name,)
         yield f"chats {name}", check_chats, (name,)
