@@ -35,7 +35,8 @@ $(BUILD)/%.o: %.c
 
 # One set of kernels an instruction set. The order of every sum is part of what a kernel promises, so the compiler may
 # neither reassociate nor fuse on its own.
-KERNEL_MATH = -O3 -fno-signed-zeros -fno-trapping-math -ffp-contract=off
+KERNEL_OPT ?= -O3
+KERNEL_MATH = $(KERNEL_OPT) -fno-signed-zeros -fno-trapping-math -ffp-contract=off
 $(BUILD)/kernels/cpu/%.o: ENGINE_CFLAGS += $(KERNEL_MATH)
 FOR_AVX2 = -mavx2 -mfma -mf16c
 FOR_AVX512 = $(FOR_AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
@@ -61,9 +62,11 @@ unit: $(UNIT_BIN)
 	CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(UNIT_BIN)
 
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+# Kernels that are watched at each step take minutes to compile with more.
+SANITIZED = ENGINE_OPT='-O1 -g' KERNEL_OPT=-O1 ENGINE_EXTRA='$(SANITIZE)'
 
 unit-asan:
-	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan ENGINE_OPT='-O1 -g' ENGINE_EXTRA='$(SANITIZE)' unit
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan $(SANITIZED) unit
 
 # The set for AMX on a model of its tiles, which any processor with AVX-512 and BF16 can run: the tests that reach it.
 TILE_TESTS = kernels attention tiles forward
@@ -99,7 +102,7 @@ $(FUZZ_NAMES:%=fuzz-run-%): fuzz-run-%:
 		-artifact_prefix=$(BUILD)/fuzz/crashes/$*- $(BUILD)/fuzz/found/$* test/fuzz/corpus/$*
 
 fuzz-replay:
-	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan ENGINE_OPT='-O1 -g' ENGINE_EXTRA='$(SANITIZE)' FUZZ_MAIN=test/fuzz/replay.c \
+	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan $(SANITIZED) FUZZ_MAIN=test/fuzz/replay.c \
 		fuzz-targets
 	+$(ENGINE_MAKE) BUILD=$(BUILD)/asan $(FUZZ_NAMES:%=fuzz-replay-%)
 

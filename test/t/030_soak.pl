@@ -153,23 +153,24 @@ sub disturb
 	}
 }
 
-# Kills the engine if it has been there for a while, and if no request would lose its third one.
+# Kills the engine if it has been there for a while, and if no request would lose its third one.  True if it did.
 sub kill_engine
 {
 	my $pid = $watch->query_safe(
-		"SELECT engine_pid FROM qwen_status() WHERE state = 'ready' AND uptime > '1s'
+		"SELECT engine_pid FROM qwen_status() WHERE state = 'ready' AND uptime > '0.2s'
 			AND NOT EXISTS (SELECT FROM qwen_requests WHERE engine_deaths = 2)");
 
-	return unless $pid;
+	return 0 unless $pid;
 	$node->{qwen_engines}{$pid} = 1;
-	$done{kill} += kill 'KILL', $pid;
+	return $done{kill} += kill 'KILL', $pid;
 }
 
-# Runs the sessions to their end.  Something goes wrong every thirty requests, and the engine is killed every second.
+# Runs the sessions to their end.  Something goes wrong every thirty requests, and the engine is killed soon
+# and then every second.
 sub storm
 {
 	my ($upto, $kills) = @_;
-	my $next_kill = time + 1;
+	my $next_kill = time + 0.2;
 	my $next = 0;
 
 	$requests = $upto;
@@ -185,8 +186,7 @@ sub storm
 			$next = $taken + 30;
 		}
 		next unless $kills && time > $next_kill;
-		kill_engine();
-		$next_kill = time + 1;
+		$next_kill = time + (kill_engine() ? 1 : 0.1);
 	}
 }
 
