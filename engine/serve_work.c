@@ -314,6 +314,7 @@ run(qwen_server *s)
 	qwen_error err;
 	bool ran = false, progress_due;
 
+	publish(s); /* sizes, for those who look before anybody asks */
 	while (take_inbox(s, !ran, &inbox, &progress_due))
 	{
 		apply(s, &inbox);

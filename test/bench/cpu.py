@@ -153,8 +153,10 @@ class Peer:
         room = work.sequences * (PROMPT + GENERATED + 96)  # some keep each sequence's cache in multiples of 256
         out = run([*self.under, self.folder / "llama-batched-bench", *common, "-c", room, "-b", 2048, "-ub", 512,
                    "-npp", PROMPT, "-ntg", GENERATED, "-npl", work.sequences])
-        row = re.findall(rf"^\|\s*{PROMPT} \|\s*{GENERATED} \|\s*{work.sequences} \|.*$", out, re.MULTILINE)[-1]
-        return float(row.split("|")[8]), {}
+        rows = re.findall(rf"^\|\s*{PROMPT} \|\s*{GENERATED} \|\s*{work.sequences} \|.*$", out, re.MULTILINE)
+        if not rows:
+            raise RuntimeError(f"{self.name} gave no figure for {work.name}")
+        return float(rows[-1].split("|")[8]), {}
 
 
 # ---- runs ----
@@ -225,24 +227,27 @@ def plan(engine, peers, tuning, rows):
     return sides
 
 
-def measure(runs, rows, sides, rounds, deadline):
-    """Round by round, so that whatever else goes on here hits all sides alike."""
+def turns(runs, rows, sides, rounds):
+    """Round by round, so that whatever else goes on here hits all sides alike; what is there already is left out."""
     for i in range(rounds):
-        for (model, form, work), row_sides in zip(rows, sides):
+        for row, row_sides in zip(rows, sides):
             for side, settings in row_sides:
-                if len(runs.of(side.name, key(model, form, work))) > i:
-                    continue
-                if time.monotonic() > deadline:
-                    progress("time is over")
-                    return
-                try:
-                    value, details = side.measure(model, form, work, settings)
-                except RuntimeError as error:  # the others go on
-                    progress(error)
-                    continue
-                progress(f"{i + 1}/{rounds} {model} {form} {work.name}: {side.name} {value:.1f} {settings or ''}")
-                runs.add(side=side.name, row=list(key(model, form, work)), value=value, settings=settings,
-                         details=details)
+                if len(runs.of(side.name, key(*row))) <= i:
+                    yield f"{i + 1}/{rounds}", row, side, settings
+
+
+def measure(runs, rows, sides, rounds, deadline):
+    for turn, row, side, settings in turns(runs, rows, sides, rounds):
+        if time.monotonic() > deadline:
+            progress("time is over")
+            return
+        try:
+            value, details = side.measure(*row, settings)
+        except RuntimeError as error:  # the others go on
+            progress(error)
+            continue
+        progress(turn, *key(*row), side.name, f"{value:.1f}", settings or "")
+        runs.add(side=side.name, row=list(key(*row)), value=value, settings=settings, details=details)
 
 
 # ---- the report ----
