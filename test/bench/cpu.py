@@ -69,12 +69,12 @@ def progress(*words):
     print(*words, file=sys.stderr, flush=True)
 
 
-def run(command, **more):
-    """Standard output of a command that must succeed."""
+def run(command, errors=False, **more):
+    """Standard output of a command that must succeed; with errors, what it said on standard error as well."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **more)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()[-400:]}")
-    return done.stdout
+    return done.stdout + (done.stderr if errors else "")
 
 
 # ---- what is measured ----
@@ -105,7 +105,7 @@ class Peer:
     """A llama.cpp or a descendant of it."""
 
     def __init__(self, folder, cache, under):
-        self.folder, self.cache, self.under = pathlib.Path(folder).resolve(), cache, under
+        self.folder, self.cache, self.under = pathlib.Path(folder).resolve(), cache.resolve(), under
         parts = [part for part in self.folder.parts if part not in ("/", "bin", "build")]
         self.name = parts[-1]
         self.threads = len(os.sched_getaffinity(0))
@@ -150,9 +150,10 @@ class Peer:
         return json.loads(out[out.index("["):])[-1]["avg_ts"], {}
 
     def _batched(self, common, work):
+        """Some print the table on standard error, and some leave a log in the folder where they run."""
         room = work.sequences * (PROMPT + GENERATED + 96)  # some keep each sequence's cache in multiples of 256
         out = run([*self.under, self.folder / "llama-batched-bench", *common, "-c", room, "-b", 2048, "-ub", 512,
-                   "-npp", PROMPT, "-ntg", GENERATED, "-npl", work.sequences])
+                   "-npp", PROMPT, "-ntg", GENERATED, "-npl", work.sequences], errors=True, cwd=self.cache)
         rows = re.findall(rf"^\|\s*{PROMPT} \|\s*{GENERATED} \|\s*{work.sequences} \|.*$", out, re.MULTILINE)
         if not rows:
             raise RuntimeError(f"{self.name} gave no figure for {work.name}")
