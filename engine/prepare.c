@@ -178,7 +178,7 @@ no_room(const qwen_engine *engine, size_t n_prompt, int32_t max_tokens, qwen_err
 
 /*
  * Refuses what can never fit, before anything runs.  The context is the only limit: the cache has room for at least one
- * sequence that fills it (model_plan.c), so a request within it is sure to come to its end.
+ * sequence that fills it (plan.h), so a request within it is sure to come to its end.
  */
 static qwen_status
 check_length(const qwen_engine *engine, const qwen_request_header *h, size_t n_prompt, qwen_error *err)
