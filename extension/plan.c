@@ -178,11 +178,12 @@ parse_output(char *output, int status)
 	char *text = pg_any_to_server(output, strlen(output), PG_UTF8);
 
 	if (text[0] != '{')
-		ereport(ERROR, errcode(ERRCODE_SYSTEM_ERROR), errmsg("could not make a plan"),
-				status != 0 ? errdetail("The engine's program %s.", wait_result_to_str(status)) : 0,
-				text[0] != '\0' ? errdetail_log("It said: %s", text) : 0,
-				errhint("Check that qwen-engine of this version is installed beside the library; the server's log has what "
-						"it said."));
+		ereport(
+			ERROR, errcode(ERRCODE_SYSTEM_ERROR), errmsg("could not make a plan"),
+			status != 0 ? errdetail("The engine's program %s.", wait_result_to_str(status)) : 0,
+			text[0] != '\0' ? errdetail_log("It said: %s", text) : 0,
+			errhint("Check that qwen-engine of this version is installed beside the library; the server's log has what "
+					"it said."));
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
 }
 
