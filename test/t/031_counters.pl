@@ -82,6 +82,7 @@ is($node->safe_psql('postgres', 'SELECT steps IS NULL AND kv_blocks IS NULL FROM
 	't', 'no engine, no counters of it');
 $node->reload_with('qwen.model' => '');
 $node->wait_ready;
+$node->wait_until('SELECT kv_blocks > 0 FROM qwen_stat_engine', 'an engine that nobody has asked tells its sizes');
 
 # ---- more roles than there are sets ----
 
