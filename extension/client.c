@@ -611,10 +611,13 @@ data_bytes(const char *records, uint32 length)
 static void
 ask_for_credit(QwenSlot *slot)
 {
+	bool wake;
+
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
-	qwen_slot_ask_service(slot);
+	wake = qwen_slot_ask_service(slot);
 	LWLockRelease(qwen_control_lock());
-	qwen_wake_worker();
+	if (wake)
+		qwen_wake_worker();
 }
 
 /*
@@ -670,19 +673,19 @@ register_cleanup(void)
 
 /*
  * Releases the calls of an owner that ends.  At commit too, without a warning: a cursor that is closed before its end is
- * the ordinary case of it.
+ * the ordinary case of it.  The latest come first: if the earliest did, which are running, the engine would start others
+ * of them in their place.
  */
 static void
 release_with_owner(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
 {
-	dlist_mutable_iter iter;
+	dlist_node *at = phase == RESOURCE_RELEASE_BEFORE_LOCKS ? calls.head.prev : &calls.head;
 
-	if (phase != RESOURCE_RELEASE_BEFORE_LOCKS)
-		return;
-	dlist_foreach_modify(iter, &calls)
+	while (at != &calls.head)
 	{
-		QwenCall *call = dlist_container(QwenCall, link, iter.cur);
+		QwenCall *call = dlist_container(QwenCall, link, at);
 
+		at = at->prev;
 		if (call->owner == CurrentResourceOwner)
 			qwen_call_release(call);
 	}

@@ -300,16 +300,20 @@ qwen_slot_set_state(QwenSlot *slot, QwenSlotState state)
 }
 
 /*
- * A slot is in the list once, however often it asks: the worker looks at its state and finds all there is to do.
+ * A slot is in the list once, however often it asks: the worker looks at its state and finds all there is to do.  It
+ * takes all that are there before it sleeps, so it is to be woken only by the first.
  */
-void
+bool
 qwen_slot_ask_service(QwenSlot *slot)
 {
+	bool first = dlist_is_empty(&qwen_shared->service);
+
 	Assert(LWLockHeldByMeInMode(qwen_control_lock(), LW_EXCLUSIVE));
 	if (slot->in_service)
-		return;
+		return false;
 	slot->in_service = true;
 	dlist_push_tail(&qwen_shared->service, &slot->service_link);
+	return first;
 }
 
 /* Only for slots that are the caller's alone: RESERVED or DONE for a backend, CANCELLED for the worker. */
@@ -338,7 +342,7 @@ qwen_slot_give_back(QwenSlot *slot)
 void
 qwen_slot_withdraw(QwenSlot *slot)
 {
-	bool running = false;
+	bool running = false, wake = false;
 
 	LWLockAcquire(qwen_control_lock(), LW_EXCLUSIVE);
 	if (slot->state == QWEN_SLOT_QUEUED)
@@ -352,13 +356,13 @@ qwen_slot_withdraw(QwenSlot *slot)
 		dlist_delete(&slot->link);
 		qwen_slot_set_state(slot, QWEN_SLOT_CANCELLED);
 		slot->owner_procno = QWEN_NO_PROC;
-		qwen_slot_ask_service(slot);
+		wake = qwen_slot_ask_service(slot);
 	}
 	LWLockRelease(qwen_control_lock());
 
-	if (running)
+	if (wake)
 		qwen_wake_worker();
-	else
+	if (!running)
 		qwen_slot_give_back(slot);
 }
 

@@ -187,7 +187,7 @@ extern char *qwen_slot_request(const QwenSlot *slot);
 extern void qwen_slot_set_state(QwenSlot *slot, QwenSlotState state);
 
 /* Puts a slot into the service list; the caller holds the control lock exclusively. */
-extern void qwen_slot_ask_service(QwenSlot *slot);
+extern bool qwen_slot_ask_service(QwenSlot *slot);
 
 /* Takes a request back whose owner has lost interest or its life: gives the slot back, or has the worker do it. */
 extern void qwen_slot_withdraw(QwenSlot *slot);
