@@ -26,6 +26,7 @@ typedef struct plan_options
 	const char *kv_memory;
 	const char *max_model_len;
 	const char *max_sequences;
+	const char *threads;
 	bool json;
 } plan_options;
 
@@ -60,8 +61,11 @@ parse_numbers(plan_options *o, qwen_error *err)
 	if ((rc = parse_number("tensor_parallel", o->tensor_parallel, 1, QWEN_PLAN_MAX_DEVICES, &s->tensor_parallel,
 						   err)) != QWEN_OK ||
 		(rc = parse_number("max_model_len", o->max_model_len, 0, 1 << 24, &s->max_model_len, err)) != QWEN_OK ||
-		(rc = parse_number("max_sequences", o->max_sequences, 1, 1 << 16, &s->max_sequences, err)) != QWEN_OK)
+		(rc = parse_number("max_sequences", o->max_sequences, 1, 1 << 16, &s->max_sequences, err)) != QWEN_OK ||
+		(rc = parse_number("threads", o->threads, 0, 1024, &s->threads, err)) != QWEN_OK)
 		return rc;
+	if (s->threads == 0)
+		s->threads = qwen_cpu_count();
 	if (!o->kv_memory || !*o->kv_memory || !strcmp(o->kv_memory, "auto") ||
 		qwen_parse_size(o->kv_memory, strlen(o->kv_memory), &s->kv_memory))
 		return QWEN_OK;
@@ -89,6 +93,7 @@ parse_options(int argc, char **argv, plan_options *o, const char **model)
 		 NULL},
 		{"max-model-len", 0, "N", "tokens of one sequence (default: the model's)", &o->max_model_len, NULL},
 		{"max-sequences", 0, "N", "sequences decoded at once (default: 256)", &o->max_sequences, NULL},
+		{"threads", 0, "N", "threads of the engine (default: the cores this process may use)", &o->threads, NULL},
 		{"offload", 0, "WHERE", "off, cpu: where layers may go that the GPUs cannot hold", &o->settings.offload, NULL},
 		{"json", 0, NULL, "print one JSON object", NULL, &o->json},
 		{NULL},

@@ -5,6 +5,7 @@
  * A step is: build a batch, run the forward pass, draw one token for every
  * sequence whose tokens are all computed, send what can be sent.
  */
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +39,10 @@ qwen_engine_open(const qwen_model_options *options, qwen_progress_fn progress, v
 	if (opts.step_tokens < opts.max_sequences)
 		opts.step_tokens = opts.max_sequences;
 	/* The tokenizer first: it is small, and its mistakes should not wait for gigabytes. */
-	if (open_tokenizer(e, opts.path, err) || qwen_model_open(&opts, progress, arg, &e->model, err))
+	if (open_tokenizer(e, opts.path, err))
+		goto failed;
+	malloc_trim(0); /* its file was a tree of objects, five times as large as what is left of it */
+	if (qwen_model_open(&opts, progress, arg, &e->model, err))
 		goto failed;
 	vocab = (size_t) qwen_model_config(e->model)->vocab_size;
 	rows = (size_t) qwen_model_max_sequences(e->model);

@@ -58,6 +58,7 @@ make_plan(qwen_model *m, const qwen_model_options *options, const qwen_checkpoin
 		.max_model_len = options->max_model_len,
 		.max_sequences = options->max_sequences,
 		.step_tokens = options->step_tokens,
+		.threads = options->threads > 0 ? options->threads : qwen_cpu_count(),
 	};
 	qwen_status rc;
 	int n;

@@ -69,6 +69,7 @@ check_numbers(qwen_plan_problem *p, qwen_error *err)
 	p->tensor_parallel = s->tensor_parallel ? s->tensor_parallel : 1;
 	p->max_sequences = s->max_sequences ? s->max_sequences : QWEN_PLAN_MAX_SEQUENCES;
 	p->step_tokens = s->step_tokens ? s->step_tokens : QWEN_PLAN_STEP_TOKENS;
+	p->threads = s->threads > 0 ? s->threads : QWEN_PLAN_THREADS;
 	p->kv_memory = s->kv_memory;
 	if (p->tensor_parallel < 1 || p->tensor_parallel > QWEN_PLAN_MAX_DEVICES)
 		return qwen_fail(err, QWEN_INVALID, "qwen.tensor_parallel must be from 1 to %d", QWEN_PLAN_MAX_DEVICES);
@@ -157,12 +158,12 @@ pose(qwen_plan_problem *p, qwen_error *err)
 
 /*
  * What an automatic cache may take of a stage: see kv_share; a limit that the administrator has set is meant to be
- * used up.  Never less than the least cache.
+ * used up.  Never less than the least cache, of so many bytes.
  */
 static uint64_t
-cache_room(const qwen_plan_problem *p, const qwen_plan_layout *layout, int stage, const qwen_plan_usage *least)
+cache_room(const qwen_plan_problem *p, const qwen_plan_layout *layout, int stage, const qwen_plan_usage *least,
+		   uint64_t cache)
 {
-	uint64_t cache = least->kv + least->state;
 	uint64_t left = qwen_plan_stage_budget(p, layout, stage) - (qwen_plan_total(least) - cache);
 	int device = layout->stages[stage][0];
 	uint64_t share = qwen_plan_kind_of(p->devices[device].kind)->kv_share;
@@ -173,15 +174,15 @@ cache_room(const qwen_plan_problem *p, const qwen_plan_layout *layout, int stage
 }
 
 /*
- * Sequences whose recurrent state one stage can keep: for at most half of the room, so that they have tokens too, but
- * one in any case.
+ * Sequences whose recurrent state one stage can keep: for at most half of the room, so that they have tokens too, of
+ * which the least cache takes `tokens` bytes, but one in any case.
  */
 static uint64_t
-stage_states(uint64_t room, const qwen_plan_usage *least)
+stage_states(uint64_t room, uint64_t tokens, uint64_t state)
 {
-	uint64_t spare = room - least->kv;
+	uint64_t spare = room - tokens;
 	uint64_t half = room / 2 < spare ? room / 2 : spare;
-	uint64_t n = half / least->state;
+	uint64_t n = half / state;
 
 	return n > 0 ? n : 1;
 }
@@ -191,24 +192,29 @@ static void
 size_cache(const qwen_plan_problem *p, const qwen_plan_layout *layout, uint64_t *blocks, uint64_t *states)
 {
 	uint64_t wanted = p->sequence_blocks * (uint64_t) p->max_sequences;
-	qwen_plan_usage least[QWEN_PLAN_MAX_DEVICES];
-	uint64_t room[QWEN_PLAN_MAX_DEVICES];
+	uint64_t room[QWEN_PLAN_MAX_DEVICES], state[QWEN_PLAN_MAX_DEVICES], block[QWEN_PLAN_MAX_DEVICES];
 
 	*states = (uint64_t) p->max_sequences;
 	*blocks = p->kv_memory || wanted > INT32_MAX ? INT32_MAX : wanted;
 	for (int s = 0; s < layout->n_stages; s++)
 	{
 		qwen_plan_items items = qwen_plan_stage_items(p, layout, s);
+		qwen_device_kind kind = p->devices[layout->stages[s][0]].kind;
+		qwen_plan_usage least;
+		uint64_t tokens;
 
-		qwen_plan_tally(p, p->devices[layout->stages[s][0]].kind, &items, p->least_blocks, 1, &least[s]);
-		room[s] = cache_room(p, layout, s, &least[s]);
-		if (least[s].state > 0 && stage_states(room[s], &least[s]) < *states)
-			*states = stage_states(room[s], &least[s]);
+		qwen_plan_tally(p, kind, &items, p->least_blocks, 1, &least);
+		state[s] = least.state;
+		block[s] = qwen_plan_block_cost(p, kind, &items);
+		tokens = p->least_blocks * block[s];
+		room[s] = cache_room(p, layout, s, &least, tokens + least.state);
+		if (least.state > 0 && stage_states(room[s], tokens, least.state) < *states)
+			*states = stage_states(room[s], tokens, least.state);
 	}
 	for (int s = 0; s < layout->n_stages; s++)
-		if (least[s].kv > 0)
+		if (block[s] > 0)
 		{
-			uint64_t fit = (room[s] - *states * least[s].state) / (least[s].kv / p->least_blocks);
+			uint64_t fit = (room[s] - *states * state[s]) / block[s];
 
 			*blocks = fit < *blocks ? fit : *blocks;
 		}

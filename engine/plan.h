@@ -52,10 +52,12 @@ typedef struct qwen_plan_settings
 	int max_model_len;
 	int max_sequences;
 	int step_tokens; /* most tokens of one forward call */
+	int threads;     /* of the engine */
 } qwen_plan_settings;
 
 #define QWEN_PLAN_MAX_SEQUENCES 256
 #define QWEN_PLAN_STEP_TOKENS 512
+#define QWEN_PLAN_THREADS 16
 
 /* Bytes on one device, by what they are for. */
 typedef struct qwen_plan_usage
@@ -69,7 +71,7 @@ typedef struct qwen_plan_usage
 	uint64_t logits;
 	uint64_t scratch; /* of the operations */
 	uint64_t rope;
-	uint64_t overhead; /* context, graphs, libraries */
+	uint64_t overhead; /* of a GPU context, graphs, libraries; of a processor what the engine keeps beside the model */
 	uint64_t margin;
 } qwen_plan_usage;
 

@@ -25,6 +25,8 @@ typedef struct qwen_plan_kind
 	uint64_t align;       /* of the parts of the activations' arena */
 	uint64_t (*matrix_bytes)(qwen_dtype dtype, int64_t n, int64_t k);
 	uint64_t (*scratch_bytes)(int64_t rows, int64_t k);
+	uint64_t (*engine_bytes)(int64_t vocab, int threads, int sequences); /* where the head is: the engine's own */
+	uint64_t block_bytes;                                                /* and of it, for each block of the cache */
 	uint64_t overhead;       /* a device that is used at all: context, graphs, libraries */
 	uint64_t group_overhead; /* and one that works with others in tensor parallel */
 	uint64_t margin;
@@ -61,6 +63,8 @@ typedef struct qwen_plan_sizes
 	uint64_t logits;
 	uint64_t rope;
 	uint64_t overhead;
+	uint64_t engine;       /* with the head */
+	uint64_t engine_block; /* and more of it for each block of the cache */
 } qwen_plan_sizes;
 
 /* What is to be placed, and where it may go. */
@@ -81,6 +85,7 @@ typedef struct qwen_plan_problem
 	int max_model_len;
 	int max_sequences;
 	int step_tokens;
+	int threads;
 	uint64_t kv_memory;
 	bool offload;
 
@@ -101,6 +106,9 @@ qwen_plan_items qwen_plan_range(const qwen_plan_problem *p, int first, int end);
 /* What a device of that kind holds with the items, so many cache blocks and sequences with recurrent state. */
 void qwen_plan_tally(const qwen_plan_problem *p, qwen_device_kind kind, const qwen_plan_items *items, uint64_t blocks,
 					 uint64_t states, qwen_plan_usage *usage);
+
+/* What one more block of the cache costs a device of that kind with the items. */
+uint64_t qwen_plan_block_cost(const qwen_plan_problem *p, qwen_device_kind kind, const qwen_plan_items *items);
 
 /* Layers with a cache, and with recurrent state. */
 uint64_t qwen_plan_full_layers(const qwen_plan_items *items);

@@ -8,6 +8,7 @@
 #include "../kernels/cpu/cpu_layout.h"
 #include "plan_internal.h"
 
+#define KIB ((uint64_t) 1 << 10)
 #define MIB ((uint64_t) 1 << 20)
 
 /* ---- processors: float activations, matrices in strips ---- */
@@ -27,6 +28,25 @@ cpu_scratch_bytes(int64_t rows, int64_t k)
 
 	return (uint64_t) rows * (uint64_t) (halfs > bytes ? halfs : bytes);
 }
+
+/*
+ * What the engine itself holds.  Of each token of the vocabulary up to 100 bytes of the tokenizer's tables, whose lengths
+ * are powers of two (vocab.h, bpe.h), and a byte that says whether it may be drawn; for each thread that draws 16 more,
+ * which are the sampler's.  Of a thread 512 KiB of the staging buffers (weights.c), which stay with the heap when they
+ * are free, and what its stack was ever used.  Of a sequence its struct and the buffers of its answer.  4 MiB for all
+ * else: libraries, frames, a few thousand requests that wait.  Held against what was measured by test/bench/memory.py.
+ */
+static uint64_t
+cpu_engine_bytes(int64_t vocab, int threads, int sequences)
+{
+	int drawing = threads < sequences ? threads : sequences;
+
+	return (uint64_t) vocab * (uint64_t) (101 + 16 * drawing) + (uint64_t) threads * 704 * KIB +
+		   (uint64_t) sequences * 4 * KIB + 4 * MIB;
+}
+
+/* Of a block its place in the pool (kv_pool.h), its tokens, its part of a sequence's lists and of its text. */
+#define CPU_BLOCK_BYTES 384
 
 /* ---- GPUs: 16-bit activations, row-major matrices, scales behind the elements ---- */
 
@@ -62,10 +82,17 @@ cuda_scratch_bytes(int64_t rows, int64_t k)
 	return 0;
 }
 
+/* It stands in the memory of the host. */
+static uint64_t
+cuda_engine_bytes(int64_t vocab, int threads, int sequences)
+{
+	return 0;
+}
+
 /*
- * Margins: of a processor, tables, staging, the tokenizer and the allocator's own needs; of a
- * GPU, the granularity of allocations (2 MiB each) and what other programs take meanwhile.  An automatic cache leaves a
- * processor's memory to the server that shares it.
+ * Margins: of a processor, the ends of pages and the allocator's own needs; of a GPU, the granularity of allocations (2
+ * MiB each) and what other programs take meanwhile.  An automatic cache leaves a processor's memory to the server that
+ * shares it.
  *
  * A GPU's overhead stands for what a driver takes for a context on data-centre parts, 0.3 to 0.6 GiB (qwen-models.md
  * 14), 32 MiB of cuBLAS workspace as on Hopper, and 64 MiB for the graphs of decoding; group_overhead for NCCL's
@@ -77,13 +104,16 @@ static const qwen_plan_kind kinds[] = {
 						 .align = 64,
 						 .matrix_bytes = cpu_matrix_bytes,
 						 .scratch_bytes = cpu_scratch_bytes,
-						 .margin = 96 * MIB,
+						 .engine_bytes = cpu_engine_bytes,
+						 .block_bytes = CPU_BLOCK_BYTES,
+						 .margin = 4 * MIB,
 						 .kv_share = 4},
 	[QWEN_DEVICE_CUDA] = {.act_bytes = 2,
 						  .resid_bytes = 4,
 						  .align = CUDA_ALIGN,
 						  .matrix_bytes = cuda_matrix_bytes,
 						  .scratch_bytes = cuda_scratch_bytes,
+						  .engine_bytes = cuda_engine_bytes,
 						  .overhead = (512 + 32 + 64) * MIB,
 						  .group_overhead = 128 * MIB,
 						  .margin = 256 * MIB,

@@ -144,6 +144,15 @@ layer_scratch(const qwen_plan_problem *p, const qwen_plan_kind *kind, int layer_
 
 /* ---- all of them ---- */
 
+/* The engine is there once; devices that share the head share it as well. */
+static uint64_t
+per_shard(const qwen_plan_problem *p, uint64_t bytes)
+{
+	uint64_t tp = (uint64_t) p->tensor_parallel;
+
+	return (bytes + tp - 1) / tp;
+}
+
 static void
 measure_kind(const qwen_plan_problem *p, const qwen_plan_kind *kind, qwen_plan_sizes *s)
 {
@@ -163,6 +172,8 @@ measure_kind(const qwen_plan_problem *p, const qwen_plan_kind *kind, qwen_plan_s
 		.logits = rows * (uint64_t) (g->vocab_size / p->tensor_parallel) * sizeof(float),
 		.rope = (uint64_t) p->max_model_len * (uint64_t) g->rotary * sizeof(float),
 		.overhead = kind->overhead + (p->tensor_parallel > 1 ? kind->group_overhead : 0),
+		.engine = per_shard(p, kind->engine_bytes(g->vocab_size, p->threads, p->max_sequences)),
+		.engine_block = per_shard(p, kind->block_bytes),
 	};
 	for (int i = 0; i < QWEN_LAYER_KINDS; i++)
 	{
@@ -245,8 +256,16 @@ qwen_plan_tally(const qwen_plan_problem *p, qwen_device_kind kind, const qwen_pl
 	u->state = states * linear * s->state;
 	tally_workspace(s, items, u);
 	u->rope = full > 0 ? s->rope : 0;
-	u->overhead = s->overhead;
+	u->overhead = s->overhead + (items->head ? s->engine + blocks * s->engine_block : 0);
 	u->margin = s->kind->margin;
+}
+
+uint64_t
+qwen_plan_block_cost(const qwen_plan_problem *p, qwen_device_kind kind, const qwen_plan_items *items)
+{
+	const qwen_plan_sizes *s = &p->sizes[kind];
+
+	return qwen_plan_full_layers(items) * s->kv_block + (items->head ? s->engine_block : 0);
 }
 
 /* ---- sums ---- */

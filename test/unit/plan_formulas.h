@@ -132,6 +132,16 @@ layer_row(const figures *f, int layer)
 	return 2 * up(most((uint64_t) m->h, most(mixer, ffn) / f->tp), 64);
 }
 
+/* Of the engine beside its model, shared by the shards of the head: 16 threads, of which as many draw as have rows. */
+static inline uint64_t
+engine_bytes(const figures *f, uint64_t blocks)
+{
+	uint64_t vocab = (uint64_t) f->m->vocab, drawing = f->rows < 16 ? f->rows : 16;
+	uint64_t whole = vocab * 101 + drawing * vocab * 16 + 16 * 704 * 1024 + f->rows * 4096 + 4 * MIB;
+
+	return (whole + f->tp - 1) / f->tp + blocks * (384 / f->tp);
+}
+
 /* All of a device, from the layers that the plan puts there and the size of the plan's cache. */
 static inline qwen_plan_usage
 expected_usage(const figures *f, const qwen_plan *plan, int device)
@@ -170,8 +180,8 @@ expected_usage(const figures *f, const qwen_plan *plan, int device)
 		u.scratch = most(u.scratch, f->rows * 2 * up(h, 64));
 	u.logits = head ? f->rows * ((uint64_t) m->vocab / f->tp) * 4 : 0;
 	u.rope = full ? f->length * (uint64_t) (is_hybrid(m) ? 64 : m->dim) * 4 : 0;
-	u.overhead = f->cpu ? 0 : (608 + (f->tp > 1 ? 128 : 0)) * MIB;
-	u.margin = (f->cpu ? 96 : 256) * MIB;
+	u.overhead = f->cpu ? (head ? engine_bytes(f, plan->kv_blocks) : 0) : (608 + (f->tp > 1 ? 128 : 0)) * MIB;
+	u.margin = (f->cpu ? 4 : 256) * MIB;
 	return u;
 }
 

@@ -53,14 +53,14 @@ static int
 random_devices(uint32_t *seed, qwen_plan_device *devices)
 {
 	int n = 1 + (int) (next(seed) % MAX_DEVICES);
-	uint64_t common = (110 + next(seed) % 300) * MIB;
+	uint64_t common = (30 + next(seed) % 300) * MIB;
 	bool equal = next(seed) % 3 == 0;
 
 	for (int i = 0; i < n; i++)
 	{
 		devices[i] = (qwen_plan_device){.kind = QWEN_DEVICE_CPU};
 		snprintf(devices[i].name, sizeof(devices[i].name), "cpu:%d", i);
-		devices[i].total = devices[i].free = equal ? common : (100 + next(seed) % 400) * MIB;
+		devices[i].total = devices[i].free = equal ? common : (20 + next(seed) % 400) * MIB;
 	}
 	return n;
 }
