@@ -12,6 +12,9 @@
  */
 #include "postgres.h"
 
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,6 +22,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
@@ -50,10 +54,23 @@ static const struct
 #define ARG_MODEL 0
 #define ARG_DEVICES 3
 
-static char *build_command(FunctionCallInfo fcinfo);
-static const char *option_value(FunctionCallInfo fcinfo, int i);
-static void append_quoted(StringInfo command, const char *value);
-static char *run(const char *command, int *status);
+/* The program's name and what it is told: its command, its format, threads, and each option with its value. */
+#define MAX_WORDS (5 + 2 * lengthof(options))
+
+/* The program while it runs. */
+typedef struct Program
+{
+	pid_t pid;
+	int fd; /* that it writes to */
+} Program;
+
+static char **build_command(FunctionCallInfo fcinfo);
+static char *option_value(FunctionCallInfo fcinfo, int i);
+static char *run(char **args, int *status);
+static void start(Program *program, char **args);
+static int bury(const Program *program);
+static void abandon(int code, Datum arg);
+static char *read_output(int fd);
 static bool read_some(int fd, StringInfo out);
 static Jsonb *parse_output(char *output, int status);
 static const char *member(Jsonb *object, const char *name);
@@ -79,28 +96,32 @@ qwen_plan_json(PG_FUNCTION_ARGS)
 
 /* ---- the command ---- */
 
-static char *
+/* NULL-terminated, palloc'd. No shell reads it, so that values may have any characters. */
+static char **
 build_command(FunctionCallInfo fcinfo)
 {
-	StringInfoData command;
+	char **args = palloc0((MAX_WORDS + 1) * sizeof(char *));
+	int n = 0;
 
-	initStringInfo(&command);
-	append_quoted(&command, qwen_engine_path());
-	appendStringInfoString(&command, " plan --json");
+	args[n++] = qwen_engine_path();
+	args[n++] = "plan";
+	args[n++] = "--json";
+	args[n++] = "--threads";
+	args[n++] = psprintf("%d", qwen_threads);
 	for (int i = 0; i < lengthof(options); i++)
 	{
-		const char *value = option_value(fcinfo, i);
+		char *value = option_value(fcinfo, i);
 
 		if (value == NULL || value[0] == '\0')
 			continue;
-		appendStringInfo(&command, " %s ", options[i].option);
-		append_quoted(&command, value);
+		args[n++] = (char *) options[i].option;
+		args[n++] = value;
 	}
-	return command.data;
+	return args;
 }
 
 /* The argument, or what the server is set to; settings about the machine's devices say nothing about others. */
-static const char *
+static char *
 option_value(FunctionCallInfo fcinfo, int i)
 {
 	if (!PG_ARGISNULL(i))
@@ -109,53 +130,111 @@ option_value(FunctionCallInfo fcinfo, int i)
 		return qwen_model_path();
 	if (options[i].setting == NULL || (options[i].placement && !PG_ARGISNULL(ARG_DEVICES)))
 		return NULL;
-	return GetConfigOption(options[i].setting, false, false);
-}
-
-/* For the shell: within single quotes nothing but those has a meaning. */
-static void
-append_quoted(StringInfo command, const char *value)
-{
-	appendStringInfoChar(command, '\'');
-	for (; *value != '\0'; value++)
-	{
-		if (*value == '\'')
-			appendStringInfoString(command, "'\\''");
-		else
-			appendStringInfoChar(command, *value);
-	}
-	appendStringInfoChar(command, '\'');
+	return pstrdup(GetConfigOption(options[i].setting, false, false));
 }
 
 /* ---- the process ---- */
 
 /*
- * Everything that the command prints, its complaints included.  The pipe belongs to the transaction, which closes it
- * when we are interrupted.
+ * Everything that the program prints, its complaints included.  It lives no longer than we wait for it: an error, a
+ * cancel and the end of this process kill it.
  */
 static char *
-run(const char *command, int *status)
+run(char **args, int *status)
+{
+	Program program;
+	char *output = NULL;
+
+	start(&program, args);
+	PG_ENSURE_ERROR_CLEANUP(abandon, PointerGetDatum(&program));
+	{
+		output = read_output(program.fd);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(abandon, PointerGetDatum(&program));
+	*status = bury(&program);
+	return output;
+}
+
+/* In a process group of its own: cancels are sent to the group of a backend, and what they mean is ours to decide. */
+static void
+start(Program *program, char **args)
+{
+	posix_spawnattr_t attributes;
+	posix_spawn_file_actions_t actions;
+	sigset_t signals;
+	int ends[2], failure;
+
+	AcquireExternalFD();
+	if (pipe2(ends, O_CLOEXEC) != 0)
+	{
+		ReleaseExternalFD();
+		ereport(ERROR, errcode_for_socket_access(), errmsg("could not create a pipe: %m"));
+	}
+	posix_spawnattr_init(&attributes);
+	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+	sigfillset(&signals);
+	posix_spawnattr_setsigdefault(&attributes, &signals);
+	sigemptyset(&signals);
+	posix_spawnattr_setsigmask(&attributes, &signals);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+	posix_spawn_file_actions_adddup2(&actions, ends[1], STDERR_FILENO);
+	failure = posix_spawn(&program->pid, args[0], &actions, &attributes, args, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	posix_spawnattr_destroy(&attributes);
+	close(ends[1]);
+	program->fd = ends[0];
+	if (failure == 0)
+		return;
+	close(program->fd);
+	ReleaseExternalFD();
+	errno = failure;
+	ereport(ERROR, errcode_for_file_access(), errmsg("could not execute \"%s\": %m", args[0]),
+			errhint("Install the program qwen-engine together with the extension."));
+}
+
+/* What the program left behind; its wait status. */
+static int
+bury(const Program *program)
+{
+	int status = 0;
+
+	close(program->fd);
+	ReleaseExternalFD();
+	while (waitpid(program->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return status;
+}
+
+/* A cleanup callback. */
+static void
+abandon(int code, Datum arg)
+{
+	const Program *program = (const Program *) DatumGetPointer(arg);
+
+	kill(program->pid, SIGKILL);
+	bury(program);
+}
+
+static char *
+read_output(int fd)
 {
 	static uint32 event;
 	StringInfoData output;
 	bool ended = false;
-	FILE *pipe = OpenPipeStream(psprintf("%s 2>&1", command), PG_BINARY_R);
 
-	if (pipe == NULL)
-		ereport(ERROR, errcode_for_file_access(), errmsg("could not execute command \"%s\": %m", command));
 	initStringInfo(&output);
 	while (!ended)
 	{
-		int events = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH, fileno(pipe),
-									   -1, qwen_wait_event("QwenPlan", &event));
+		int events = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH, fd, -1,
+									   qwen_wait_event("QwenPlan", &event));
 
 		if (events & WL_LATCH_SET)
 			ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (events & WL_SOCKET_READABLE)
-			ended = !read_some(fileno(pipe), &output);
+			ended = !read_some(fd, &output);
 	}
-	*status = ClosePipeStream(pipe);
 	return output.data;
 }
 
