@@ -39,7 +39,7 @@ is(rows(q{SELECT count(*), count(DISTINCT weights_bytes) FROM qwen_device_map WH
 
 # ---- what does not fit, and what helps ----
 
-$node->reload_with('qwen.tensor_parallel' => 1, 'qwen.max_memory' => 'cpu=112MiB');
+$node->reload_with('qwen.tensor_parallel' => 1, 'qwen.max_memory' => 'cpu=24MiB');
 $node->wait_for_state('failed');
 like($node->status('last_error'), qr/device cpu lacks .*Exactly \d+ bytes are missing/, 'a refusal with device and bytes');
 is(rows('SELECT count(*) FROM qwen_devices'), 0, 'nothing is on a device');
