@@ -42,7 +42,8 @@ sub ends
 {
 	my ($what, $settings, $end, $expected) = @_;
 	my $job = $node->begin_sql("$settings; DO \$\$ BEGIN LOOP PERFORM qwen_plan_json(); END LOOP; END \$\$");
-	my $active = q{FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%LOOP PERFORM%' AND pid <> pg_backend_pid()};
+	my $active =
+	  q{FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%LOOP PERFORM%' AND pid <> pg_backend_pid()};
 	my ($backend, $program);
 
 	$node->wait_until("SELECT count(*) = 1 $active", "$what: a session asks for plans");
@@ -55,7 +56,8 @@ sub ends
 
 ends('cancel', 'SELECT', 'pg_cancel_backend', qr/57014: +canceling statement due to user request/);
 ends('terminate', 'SELECT', 'pg_terminate_backend', qr/57P01/);
-ends('statement_timeout', "SET statement_timeout = '3s'", undef, qr/57014: +canceling statement due to statement timeout/);
+ends('statement_timeout', "SET statement_timeout = '3s'",
+	undef, qr/57014: +canceling statement due to statement timeout/);
 
 is($node->safe_psql('postgres', 'SELECT bool_and(fits) FROM qwen_plan()'), 't', 'plans are made as before');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM generate_series(1, 200), qwen_plan_json()}),

@@ -1,6 +1,6 @@
-# A plan that leaves nothing over, and requests that use all of it: prompts and answers that fill the context to the last
-# token, more of them than the cache holds. None fails, each gets the answer that it gets in quiet times, it is one engine
-# from beginning to end, and its memory stays within the plan. What is beyond the limits is refused at once.
+# A plan that leaves nothing over, and requests that use all of it: prompts and answers that fill the context to the
+# last token, more of them than the cache holds. None fails, each gets the answer that it gets in quiet times, it is one
+# engine from beginning to end, and its memory stays within the plan. What is beyond the limits is refused at once.
 #
 #	LIMIT_REQUESTS	how many on each map (200); a long run takes 10000
 use strict;
@@ -15,7 +15,7 @@ my $requests = $ENV{LIMIT_REQUESTS} || 200;
 my $sessions = 8;
 my $context = 128;
 my $fitting = 4; # sequences of full length that the cache holds
-my $block = 32768; # bytes that 16 tokens take in all layers
+my $block = 32768; # bytes that 16 tokens take in the cache
 
 my $node = QwenNode->create(
 	'main',
@@ -29,7 +29,7 @@ sub value { return $node->safe_psql('postgres', $_[0]) }
 
 # ---- quiet times ----
 
-# All of them fill the context: half of the prompts begin alike, some answers have one token, some are nearly all there is.
+# All of them fill the context: prompts of all lengths, half of them with the same beginning, and answers of what is left.
 # At a temperature of 100 hardly any answer ends by itself.
 value(q{
 	CREATE TABLE work AS
@@ -149,14 +149,16 @@ sub tighten
 	my $kv = $fitting * $context / 16 * $block;
 	my $roomy = join ',', map { "$_=1GiB" } @devices;
 	my $plan = "FROM qwen_plan(device_map => '$map', kv_memory => '$kv', max_memory => ";
-	my @bytes = split /\n/, value("SELECT available_bytes - free_bytes $plan '$roomy') WHERE device <> 'total' ORDER BY device");
+	my @bytes = split /\n/,
+	  value("SELECT available_bytes - free_bytes $plan '$roomy') WHERE device <> 'total' ORDER BY device");
 	my @limits = map { "$devices[$_]=$bytes[$_]" } 0 .. $#devices;
 	my $enough = join ',', @limits;
 	my $less = join ',', @limits[ 0 .. $#devices - 1 ], "$devices[-1]=" . ($bytes[-1] - 1);
 
 	is(value("SELECT fits, full_sequences $plan '$enough') WHERE device = 'total'"),
 		"t|$fitting", "$name: room for $fitting sequences");
-	is(value("SELECT fits, missing_bytes $plan '$less') WHERE device = '$devices[-1]'"), 'f|1', "$name: and for no byte more");
+	is(value("SELECT fits, missing_bytes $plan '$less') WHERE device = '$devices[-1]'"),
+		'f|1', "$name: and not a byte to spare");
 	$node->reload_with('qwen.device_map' => $map, 'qwen.kv_memory' => $kv, 'qwen.max_memory' => $enough);
 	$node->wait_ready;
 	is(value('SELECT sum(planned_bytes - budget_bytes) FROM qwen_devices'), 0, "$name: the engine took the plan");
