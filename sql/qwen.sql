@@ -275,8 +275,8 @@ COMMENT ON COLUMN qwen_devices.weights_bytes IS 'of the plan';
 COMMENT ON COLUMN qwen_devices.loaded_bytes IS 'of the weights, so far';
 COMMENT ON COLUMN qwen_devices.kv_bytes IS 'of the plan: keys and values of running sequences';
 COMMENT ON COLUMN qwen_devices.workspace_bytes IS 'of the plan: activations, logits and tables';
-COMMENT ON COLUMN qwen_devices.used_bytes IS 'reserved for cache and workspace, and weights so far';
-COMMENT ON COLUMN qwen_devices.peak_bytes IS 'the most that used_bytes has been';
+COMMENT ON COLUMN qwen_devices.used_bytes IS 'reserved for cache and workspace, and weights so far; a processor''s pages are resident only once they are written';
+COMMENT ON COLUMN qwen_devices.peak_bytes IS 'the most that used_bytes has been: reserved, not resident';
 COMMENT ON COLUMN qwen_devices.free_bytes IS 'of the budget, as far as others have left it';
 COMMENT ON COLUMN qwen_devices.budget_bytes IS 'what the plan could use: what was free, or qwen.max_memory';
 

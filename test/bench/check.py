@@ -1,5 +1,5 @@
-"""Checks what measurements stand on, and measures nothing: random checkpoints, their GGUF, the figures of bench, and
-the report. TAP.
+"""Checks what measurements stand on, and measures nothing: random checkpoints, their GGUF, the figures of bench, the
+report, and on the demo model that the plan holds. TAP.
 
     python3 test/bench/check.py [--engine ./qwen-engine]
 """
@@ -12,6 +12,8 @@ import sys
 import tempfile
 
 sys.dont_write_bytecode = True
+import memory
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CONFIG = ROOT / "test" / "data" / "demo-model" / "config.json"
@@ -94,8 +96,17 @@ def report_compares(folder):
     assert "60.0" in (cache / "plot.svg").read_text()
 
 
+def plan_covers_memory(_):
+    """What the engine holds of the demo model is within the plan, and not far below it."""
+    for form, options in memory.FORMATS.items():
+        for devices, placed in memory.MAPS.items():
+            plan, loading, peak = memory.measure(args.engine, CONFIG.parent, options + placed)
+            figures = f"{form} on {devices}: plan {plan}, peak {peak}, while loading {loading}"
+            assert max(peak, loading) <= plan <= peak + 24 * memory.MIB, figures
+
+
 CHECKS = [checkpoint_is_random, checkpoint_is_repeatable, gguf_has_the_same_weights, bench_prints_what_it_promises,
-          report_compares]
+          report_compares, plan_covers_memory]
 
 
 def main():

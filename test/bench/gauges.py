@@ -59,16 +59,16 @@ def _copy_part(fd, view, begin, end):
 
 class Server:
     """An engine that serves, as the database starts it: frames as engine/protocol.h has them."""
-    REQUEST, SHUTDOWN, HEARTBEAT, DONE, ERROR = 1, 4, 65, 68, 69
-    COMPLETE, PROMPT = 2, 1
+    REQUEST, SHUTDOWN, STATE, HEARTBEAT, DONE, ERROR, DEVICES = 1, 4, 64, 65, 68, 69, 70
+    COMPLETE, PROMPT, IDS = 2, 1, 6
 
-    def __init__(self, program, root):
+    def __init__(self, program, root, model=None, options=()):
         text = (root / "engine" / "protocol.h").read_text()
         self.protocol = int(re.search(r"#define QWEN_PROTOCOL (\d+)", text).group(1))
         self.socket, other = socket.socketpair()
         with other:
-            model = root / "test" / "data" / "demo-model"
-            command = [program, "serve", "--fd", str(other.fileno()), "-m", model]
+            model = model or root / "test" / "data" / "demo-model"
+            command = [program, "serve", "--fd", str(other.fileno()), "-m", model, *options]
             self.process = subprocess.Popen(command, pass_fds=[other.fileno()], stderr=subprocess.DEVNULL)
 
     def _send(self, kind, number=0, payload=b""):
@@ -88,10 +88,15 @@ class Server:
         kind, length, _ = struct.unpack("=IIQ", self._receive(16))
         return kind, self._receive(length)
 
+    def request(self, number, tag, subject, max_tokens, temperature=0, repetition_penalty=1):
+        """A continuation of a text or of token ids; its answer is still to be read."""
+        head = struct.pack("=4I2Q2i6f2i", self.protocol, self.COMPLETE, 0, 1, number, 0, max_tokens, 0, temperature, 1, 0, 0,
+                           0, repetition_penalty, 0, 1)
+        self._send(self.REQUEST, number, head + struct.pack("=II", tag, len(subject)) + subject)
+
     def ask(self, prompt):
         """One request from beginning to end."""
-        head = struct.pack("=4I2Q2i6f2i", self.protocol, self.COMPLETE, 0, 1, 0, 0, 32, 0, 0, 1, 0, 0, 0, 1, 0, 1)
-        self._send(self.REQUEST, 1, head + struct.pack("=II", self.PROMPT, len(prompt)) + prompt)
+        self.request(1, self.PROMPT, prompt, 32)
         kind = None
         while kind != self.DONE:
             kind, payload = self.frame()

@@ -97,6 +97,8 @@ sub press
 	my $watch = $node->background_psql('postgres');
 	my @jobs;
 
+	# Its time limit is for a query, not for all of them.
+	$watch->set_query_timer_restart;
 	value("TRUNCATE outcome; SELECT setval('taken', 1, false)");
 	@jobs = map { $node->begin_sql("CALL press($requests, 0.$_)") } 1 .. $sessions;
 	while (grep { $_->{harness}->pumpable } @jobs)
@@ -106,10 +108,12 @@ sub press
 
 		$peak = $now if $now > $peak;
 		$most_blocks = $blocks if $blocks > $most_blocks;
-		usleep(10_000);
+		usleep(20_000);
 	}
 	$watch->quit;
 	is(join('', map { $node->end_sql($_)->{err} } @jobs), '', "$name: nothing failed");
+	note("$name: " . value('SELECT sum(n) FROM outcome') . " requests, " .
+		value('SELECT preemptions FROM qwen_stat_engine') . ' of them started again');
 	is(value('SELECT count(*) FROM outcome WHERE right_ones < n'), 0, "$name: answers are what they are in quiet times");
 	cmp_ok(value('SELECT sum(n) FROM outcome'), '>', $requests * 0.8, "$name: and they are many");
 	is($node->engine_pid, $engine, "$name: it was one engine");
