@@ -33,7 +33,7 @@ cpu_scratch_bytes(int64_t rows, int64_t k)
  * What the engine itself holds.  Of each token of the vocabulary up to 100 bytes of the tokenizer's tables, whose lengths
  * are powers of two (vocab.h, bpe.h), and a byte that says whether it may be drawn; for each thread that draws 16 more,
  * which are the sampler's.  Of a thread 512 KiB of the staging buffers (weights.c), which stay with the heap when they
- * are free, and what its stack was ever used.  Of a sequence its struct and the buffers of its answer.  4 MiB for all
+ * are free, and what was ever used of its stack.  Of a sequence its struct and the buffers of its answer.  4 MiB for all
  * else: libraries, frames, a few thousand requests that wait.  Held against what was measured by test/bench/memory.py.
  */
 static uint64_t

@@ -775,6 +775,38 @@ no_more_is_taken_than_sequences_can_use(void **state)
 	assert_int_equal(plan.max_tokens_total, 3 * 63 * 16);
 }
 
+/* A limit is used up but for less than a block and what the engine keeps of it: the cache counts both. */
+static void
+a_limit_is_used_up_to_the_last_block(void **state)
+{
+	qwen_plan_settings settings = {.max_memory = "cpu=4GiB", .max_model_len = 4096};
+	qwen_plan plan;
+	uint64_t total;
+
+	make("Qwen3-0.6B", "cpu=64GiB", &settings, &plan);
+	total = qwen_plan_total(&plan.devices[0].usage);
+	assert_true(total <= 4 * GIB);
+	assert_true(total + 28 * 2 * 8 * 128 * 2 * 16 + 384 > 4 * GIB);
+}
+
+/* What the engine itself holds is where the head is: of each thread, and of the sampler of each that has a row to draw. */
+static void
+threads_are_counted_once(void **state)
+{
+	qwen_plan_settings settings = {.max_sequences = 4, .max_model_len = 1000, .threads = 2};
+	qwen_plan two, ten, apart;
+
+	make("Qwen3-0.6B", "cpu=64GiB", &settings, &two);
+	settings.threads = 10;
+	make("Qwen3-0.6B", "cpu=64GiB", &settings, &ten);
+	assert_int_equal(ten.devices[0].usage.overhead - two.devices[0].usage.overhead, 8 * 704 * 1024 + 2 * 16 * 151936);
+	settings.device_map = "{\"embed\": \"cpu:0\", \"layers\": {\"0-13\": \"cpu:0\", \"14-27\": \"cpu:1\"}, "
+						  "\"head\": \"cpu:1\"}";
+	make("Qwen3-0.6B", "cpu:0=32GiB,cpu:1=32GiB", &settings, &apart);
+	assert_int_equal(apart.devices[0].usage.overhead, 0);
+	assert_int_equal(apart.devices[1].usage.overhead, ten.devices[0].usage.overhead);
+}
+
 /* Absurd configurations are refused, not wrapped around. */
 static void
 absurd_sizes_do_not_overflow(void **state)
@@ -827,6 +859,8 @@ main(void)
 		cmocka_unit_test(a_given_cache_is_taken_as_given),
 		cmocka_unit_test(an_automatic_cache_leaves_memory_to_the_server),
 		cmocka_unit_test(no_more_is_taken_than_sequences_can_use),
+		cmocka_unit_test(a_limit_is_used_up_to_the_last_block),
+		cmocka_unit_test(threads_are_counted_once),
 		cmocka_unit_test(absurd_sizes_do_not_overflow),
 	};
 
