@@ -164,7 +164,7 @@ start(Program *program, char **args)
 	sigset_t signals;
 	int ends[2], failure;
 
-	AcquireExternalFD();
+	ReserveExternalFD();
 	if (pipe2(ends, O_CLOEXEC) != 0)
 	{
 		ReleaseExternalFD();
