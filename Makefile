@@ -9,7 +9,8 @@
 #   make check            all tests, on throw-away servers (bash test/check)
 #   make unit             unit tests; unit-asan: under ASan and UBSan
 #   make fuzz             fuzz targets, FUZZ_SECONDS each; fuzz-replay: the corpora alone, no clang needed
-#   make bench            measure the engine, beside the programs in PEER=DIR:DIR if given, and the way from SQL to it
+#   make bench            measure the engine, beside the programs in PEER=DIR:DIR if given, its memory, and the way from
+#                         SQL to it
 #   make gpucheck         tests that need a GPU
 
 # PGXS has a check target of its own, which only says that it cannot; ours wants nothing of PGXS.
@@ -90,6 +91,7 @@ uninstall-engine:
 .PHONY: bench
 bench: all
 	python3 test/bench/cpu.py
+	python3 test/bench/memory.py
 	bash test/bench/run
 	bash test/bench/rows
 

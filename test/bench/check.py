@@ -100,7 +100,7 @@ def plan_covers_memory(_):
     """What the engine holds of the demo model is within the plan, and not far below it."""
     for form, options in memory.FORMATS.items():
         for devices, placed in memory.MAPS.items():
-            plan, loading, peak = memory.measure(args.engine, CONFIG.parent, options + placed)
+            plan, loading, peak = memory.measure(args.engine, CONFIG.parent, (*options, *placed, "--threads", "2"))
             figures = f"{form} on {devices}: plan {plan}, peak {peak}, while loading {loading}"
             assert max(peak, loading) <= plan <= peak + 24 * memory.MIB, figures
 
