@@ -6,7 +6,7 @@
  *	  device.cu     memory, copies, errors
  *	  batch.cu      a step's batch on the device
  *	  graph.cu      stretches of a step that are recorded and repeated
- *	  comm.cu       sums over devices (NCCL)
+ *	  comm.cu       sums over devices: NCCL, or own copies and a kernel (QWEN_NO_NCCL: these alone)
  *	  blas.cu       products of many rows (cuBLASLt)
  *	  matrix.cu     weights as they are stored
  *	  linear.cu     products: which kernel, and those of few rows
@@ -21,11 +21,18 @@
 #ifndef QWEN_CUDA_DEVICE_H
 #define QWEN_CUDA_DEVICE_H
 
+#include <atomic>
+
 #include "cuda_batch.h"
 #include "cuda_math.h"
 #include "cuda_scratch.h"
 #include "plugin.h"
 
+/* Bytes of each of the two pinned buffers that copies from and to the host pass through. */
+#define CUDA_STAGING ((size_t) 8 << 20)
+
+typedef struct cuda_staging cuda_staging;
+typedef struct cuda_steps cuda_steps;
 typedef struct cuda_blas cuda_blas;
 typedef struct cuda_graphs cuda_graphs;
 typedef struct cuda_comm cuda_comm;
@@ -38,12 +45,14 @@ typedef struct cuda_device
 	int capability;   /* 90 for sm_90 */
 	int shared_bytes; /* shared memory that a block may have */
 	cudaStream_t stream;
-	cudaEvent_t event; /* for other devices to wait for */
-	cudaError_t failed;
+	cudaEvent_t event;               /* for other devices to wait for */
+	std::atomic<cudaError_t> failed; /* the first error; threads that upload may meet it at once */
+	uint64_t peers;                  /* bit i: how memory of GPU i is reached has been settled */
+	cuda_staging *staging;
+	cuda_steps *steps; /* buffers of batches on their way */
 	cuda_blas *blas;
 	cuda_graphs *graphs;
-	cuda_comm *comm; /* of a stage of several devices */
-	void *staging;   /* [CUDA_STAGING] pinned */
+	cuda_comm *comm; /* of a stage of several devices; NULL: no partners */
 	cuda_batch batch;
 } cuda_device;
 
@@ -59,8 +68,15 @@ cuda_of(const qwen_device *dev)
 bool cuda_ready(qwen_device *dev);
 /* Notes an error; true when there is none. */
 bool cuda_check(qwen_device *dev, cudaError_t error, const char *what);
+/* Notes a failure that is not an error of the runtime: of a library, or a step beyond the device's needs. */
+void cuda_fail(qwen_device *dev, const char *what, const char *why);
 /* After a launch. */
 void cuda_launched(qwen_device *dev, const char *kernel);
+
+cuda_staging *cuda_staging_new(void);
+void cuda_staging_free(cuda_staging *staging);
+/* `dev` goes on when all that is queued on `other` by now is done; both of this plug-in. */
+bool cuda_wait_for(qwen_device *dev, qwen_device *other);
 
 void *cuda_alloc(qwen_device *dev, size_t bytes);
 void cuda_free(qwen_device *dev, void *p, size_t bytes);
@@ -76,6 +92,11 @@ cuda_scratch_at(const qwen_device *dev, size_t offset)
 {
 	return (char *) dev->scratch + offset;
 }
+
+/* ---- batch.cu, beside cuda_batch.h ---- */
+
+cuda_steps *cuda_steps_new(void);
+void cuda_steps_free(cuda_steps *steps);
 
 /* ---- graph.cu ---- */
 
@@ -132,8 +153,7 @@ void cuda_gather(qwen_device *dev, void *d_out, const void *d_x, const int32_t *
 qwen_dtype cuda_kv_dtype(const qwen_device *dev, qwen_dtype wanted);
 size_t cuda_kv_block_bytes(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads);
 void cuda_qk_rope_store(qwen_device *dev, void *d_qkv, const float *d_q_norm, const float *d_k_norm,
-						const float *d_rope, const qwen_heads *heads, const qwen_kv_layer *kv,
-						const qwen_batch *batch);
+						const float *d_rope, const qwen_heads *heads, const qwen_kv_layer *kv, const qwen_batch *batch);
 
 /* ---- attention.cu, decode.cu, prefill.cu ---- */
 
