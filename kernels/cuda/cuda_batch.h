@@ -54,8 +54,9 @@ typedef struct cuda_batch
 	int32_t *blocks;     /* block numbers of all sequences */
 
 	/* on the host */
-	int32_t n_tokens; /* of the engine's batch */
-	int32_t rows;     /* n_tokens, or its bucket */
+	const qwen_batch *engine; /* what the rest was made of: whose arrays the device has; NULL before the first step */
+	int32_t n_tokens;         /* of the engine's batch */
+	int32_t rows;             /* n_tokens, or its bucket */
 	int32_t n_seqs;
 	int32_t n_decode; /* in a decode step: rows */
 	int32_t n_tiles;
