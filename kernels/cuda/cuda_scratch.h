@@ -54,8 +54,9 @@ static inline cuda_scratch
 cuda_scratch_of(const qwen_needs *n)
 {
 	size_t row = 2 * (size_t) (n->k > n->head_k ? n->k : n->head_k);
-	cuda_scratch s = {0};
+	cuda_scratch s;
 
+	s.blas = 0;
 	s.tile = s.blas + CUDA_BLAS_BYTES;
 	s.partials = s.tile + cuda_align(row > CUDA_TILE_BYTES ? row : CUDA_TILE_BYTES);
 	s.batch = s.partials + cuda_align(sizeof(float) * (size_t) n->sequences * (size_t) n->n_q * CUDA_MAX_SPLITS *
