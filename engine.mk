@@ -214,3 +214,43 @@ gpucheck:
 
 gpubench:
 	+python3 test/bench/gpu.py
+
+# ---- the CUDA plug-in on a model of CUDA, for machines without a GPU: test/gpu/emulated ----
+#
+# The plug-in stands beside a copy of the engine, which opens the one in its own folder. The libraries' part, blas.cu, has
+# a plain one in its place. What a GPU would answer with a fault, or silently do otherwise, ends the program: accesses that
+# are not aligned, shifts that are too wide, indexes beyond an array.
+
+EMULATED_CXX ?= c++
+EMULATED_CHECKS ?= -fsanitize=alignment,bounds,shift -fno-sanitize-recover=all
+EMULATED_FLAGS = -std=gnu++17 -O2 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -pthread \
+	-DQWEN_CUDA_EMULATED -Itest/gpu/emulated -I.
+EMULATOR_OBJ = $(patsubst %,$(BUILD)/emulated/test/gpu/emulated/%.o,block device matrix memory nccl stream)
+EMULATED_OBJ = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out %/blas.cu,$(wildcard kernels/cuda/*.cu))) \
+	$(BUILD)/emulated/test/gpu/emulated/blas.o
+
+.PHONY: emulated emulated-selftest
+emulated: $(BUILD)/emulated/qwen_cuda.so $(BUILD)/emulated/qwen-engine
+
+$(BUILD)/emulated/qwen-engine: $(BUILD)/qwen-engine
+	@mkdir -p $(@D)
+	cp $< $@
+
+$(BUILD)/emulated/qwen_cuda.so: $(EMULATED_OBJ) $(EMULATOR_OBJ)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) $(EMULATED_CHECKS) -shared -Wl,--no-undefined -o $@ $^
+
+$(BUILD)/emulated/%.o: %.cu
+	@mkdir -p $(@D)
+	$(EMULATED_CXX) -x c++ $(EMULATED_FLAGS) $(EMULATED_CHECKS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/emulated/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+
+-include $(EMULATED_OBJ:.o=.d) $(EMULATOR_OBJ:.o=.d)
+
+$(BUILD)/emulated/test_emulated: $(BUILD)/emulated/test/gpu/emulated/test_emulated.o $(EMULATOR_OBJ)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) -o $@ $^
+
+emulated-selftest: $(BUILD)/emulated/test_emulated
+	prove -e '' $<
