@@ -229,16 +229,19 @@ new_stack(unsigned thread)
 	return top - 6;
 }
 
-bool
-emulated_reversed(void)
+/* Is the last one first? */
+static bool
+order_is_reversed(void)
 {
-	static const char *const order = getenv("QWEN_EMULATED_ORDER");
+	const char *order = getenv("QWEN_EMULATED_ORDER");
 
 	return order && strcmp(order, "reverse") == 0;
 }
 
-static unsigned
-first_of(uint32_t bits, bool reversed)
+static const bool reversed = order_is_reversed();
+
+static inline unsigned
+first_of(uint32_t bits)
 {
 	return reversed ? 31 - (unsigned) __builtin_clz(bits) : (unsigned) __builtin_ctz(bits);
 }
@@ -247,7 +250,6 @@ first_of(uint32_t bits, bool reversed)
 static unsigned
 choose(void)
 {
-	static const bool reversed = emulated_reversed();
 	unsigned n_warps = (block.n_threads + EMULATED_WARP - 1) / EMULATED_WARP, w = block.thread / EMULATED_WARP;
 
 	for (unsigned i = 0; !block.warps[w].ready; i++)
@@ -256,7 +258,7 @@ choose(void)
 			return block.n_threads;
 		w = reversed ? n_warps - 1 - i : i;
 	}
-	return w * EMULATED_WARP + first_of(block.warps[w].ready, reversed);
+	return w * EMULATED_WARP + first_of(block.warps[w].ready);
 }
 
 static void
@@ -544,7 +546,7 @@ emulated_run(const emulated_kernel *kernel, const emulated_work &call)
 	block.shared = shared_end() - (kernel->shared + 15) / 16 * 16;
 	for (uint64_t i = 0; i < n; i++)
 	{
-		uint64_t at = emulated_reversed() ? n - 1 - i : i;
+		uint64_t at = reversed ? n - 1 - i : i;
 
 		blockIdx = {(unsigned) (at % gridDim.x), (unsigned) (at / gridDim.x % gridDim.y),
 					(unsigned) (at / gridDim.x / gridDim.y)};

@@ -362,13 +362,13 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
 /* Allows a kernel more dynamic shared memory than the 48 KiB that every one may have. */
-cudaError_t emulated_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value);
 
 template <typename... P>
 static inline cudaError_t
 cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value)
 {
-	return emulated_set_attribute(reinterpret_cast<const void *>(kernel), attribute, value);
+	return cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), attribute, value);
 }
 
 #endif

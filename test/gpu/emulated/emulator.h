@@ -54,7 +54,6 @@ void emulated_say(const char *format, ...) __attribute__((format(printf, 1, 2)))
 
 /* Runs all blocks of a kernel; call runs it for one thread, the one that threadIdx names. */
 void emulated_run(const emulated_kernel *kernel, const emulated_work &call);
-bool emulated_reversed(void);
 
 /* ---- stream.cpp ---- */
 

@@ -180,7 +180,7 @@ emulated_start(const emulated_kernel &kernel, cudaStream_t stream, emulated_work
 }
 
 cudaError_t
-emulated_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value)
+cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value)
 {
 	emulated_lock lock(emulated_everything);
 
