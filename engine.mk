@@ -202,10 +202,19 @@ $(BUILD)/gpu/devices: test/gpu/devices.c kernels/cuda/plugin.h
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< -ldl
 
-# Every operation of a plug-in against the oracle; QWEN_CUDA_PLUGIN names the plug-in.
-$(BUILD)/gpu/test_ops: $(wildcard test/gpu/test_ops*.c test/gpu/test_ops.h test/unit/unit.h) $(BUILD)/libqwen.a
+# Every operation of a plug-in against the oracle: of the plug-in that QWEN_CUDA_PLUGIN names, on a GPU, or of the one that
+# is made of the same files for processors.
+GPU_TESTS = $(patsubst test/gpu/%.c,$(BUILD)/gpu/%,$(wildcard test/gpu/test_ops_*.c))
+
+$(BUILD)/gpu/test_ops_%: test/gpu/test_ops_%.c test/gpu/gpu_sets.h $(wildcard test/unit/*.h kernels/*.h) $(BUILD)/libqwen.a
 	@mkdir -p $(@D)
-	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $(filter %.c %.a,$^) $(ENGINE_LIBS) -lcmocka
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< $(BUILD)/libqwen.a $(ENGINE_LIBS) -lcmocka
+
+.PHONY: gpu-tests emulated-ops
+gpu-tests: $(GPU_TESTS)
+
+emulated-ops: emulated $(GPU_TESTS)
+	QWEN_CUDA_PLUGIN=$(BUILD)/emulated/qwen_cuda.so CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(GPU_TESTS)
 
 # All that needs a GPU, and measurements on it. Both say loudly when there is none.
 .PHONY: gpucheck gpubench
@@ -254,3 +263,4 @@ $(BUILD)/emulated/test_emulated: $(BUILD)/emulated/test/gpu/emulated/test_emulat
 
 emulated-selftest: $(BUILD)/emulated/test_emulated
 	prove -e '' $<
+	QWEN_EMULATED_ORDER=reverse prove -e '' $<
