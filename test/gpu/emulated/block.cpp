@@ -42,8 +42,10 @@ typedef struct warp
 	uint32_t ready;
 	uint32_t met;     /* wait for the rest of the warp */
 	uint32_t blocked; /* wait at the block's barrier */
+	/* of the meeting that is under way */
 	emulated_operation operation;
-	int line;      /* of the meeting that is under way */
+	int line;
+	emulated_finish finish;
 	unsigned turn; /* counts meetings: words of one stay while the next one's are written */
 	uint64_t words[2][EMULATED_WARP];
 } warp;
@@ -96,15 +98,14 @@ static void *caller; /* stack pointer of emulated_run */
 static const char *
 operation_name(emulated_operation operation)
 {
-	static const char *const names[] = {"__syncwarp",       "__shfl_sync",   "__shfl_xor_sync", "__shfl_down_sync",
-										"__ballot_sync", "load_matrices", "mma"};
+	static const char *const names[] = {
+		"__syncwarp", "__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync", "__ballot_sync", "load_matrices", "mma"};
 
 	return names[operation];
 }
 
 #define WHERE "emulated CUDA: kernel %s, block (%u, %u, %u), thread (%u, %u, %u): "
-#define WHERE_ARGS                                                                                                     \
-	block.kernel->name, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z
+#define WHERE_ARGS block.kernel->name, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z
 
 static void
 die_if(bool wrong, const char *what)
@@ -348,14 +349,16 @@ __syncthreads(int line)
 
 /* All lanes that are left have come. */
 static void
-end_meeting(warp *w, emulated_finish finish)
+end_meeting(warp *w)
 {
 	uint64_t *words = w->words[w->turn % 2];
 
+	if (w->finish && w->met != ~0u)
+		emulated_die(WHERE "%s of line %d with a part of the warp", WHERE_ARGS, operation_name(w->operation), w->line);
 	for (uint32_t absent = ~w->met; absent; absent &= absent - 1)
 		words[__builtin_ctz(absent)] = ~(uint64_t) 0;
-	if (finish)
-		finish(words);
+	if (w->finish)
+		w->finish(words);
 	w->ready |= w->met;
 	w->met = 0;
 	w->turn++;
@@ -368,12 +371,11 @@ emulated_meet(emulated_operation operation, int line, uint64_t word, emulated_fi
 	unsigned lane = block.thread % EMULATED_WARP;
 	uint64_t *words = w->words[w->turn % 2];
 
-	if (finish && w->alive != ~0u)
-		emulated_die(WHERE "%s with a part of the warp", WHERE_ARGS, operation_name(operation));
 	if (!w->met)
 	{
 		w->operation = operation;
 		w->line = line;
+		w->finish = finish;
 	}
 	else if (w->operation != operation || w->line != line)
 		emulated_die(WHERE "is in %s of line %d while other lanes wait in %s of line %d", WHERE_ARGS,
@@ -382,7 +384,7 @@ emulated_meet(emulated_operation operation, int line, uint64_t word, emulated_fi
 	w->met |= 1u << lane;
 	w->ready &= ~(1u << lane);
 	if (w->met == w->alive)
-		end_meeting(w, finish);
+		end_meeting(w);
 	else
 		wait_for_others();
 	return words;
@@ -399,7 +401,7 @@ leave(void)
 	w->ready &= ~bit;
 	block.alive--;
 	if (w->met && w->met == w->alive)
-		end_meeting(w, nullptr);
+		end_meeting(w);
 	if (block.waiting > 0 && block.waiting == block.alive)
 		open_barrier();
 }
@@ -525,7 +527,7 @@ run_block(void)
 	block.alive = block.n_threads;
 	block.waiting = 0;
 	memset(block.shared, 0xff, block.kernel->shared);
-	block.thread = 0;
+	block.thread = reversed ? block.n_threads - 1 : 0;
 	become(choose());
 	block.stack_pointers[block.thread] = new_stack(block.thread);
 	emulated_switch(&caller, block.stack_pointers[block.thread]);

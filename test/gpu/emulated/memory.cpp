@@ -107,8 +107,7 @@ emulated_describe_address(const void *p, char *text, size_t size)
 	const region *r = after == regions.begin() ? nullptr : &std::prev(after)->second;
 
 	if (r && address(p) - address(r->start) < r->bytes + PAGE)
-		snprintf(text, size, "byte %zu of %zu bytes of device %d", address(p) - address(r->start), r->bytes,
-				 r->device);
+		snprintf(text, size, "byte %zu of %zu bytes of device %d", address(p) - address(r->start), r->bytes, r->device);
 	else if (after != regions.end() && after->first - address(p) < PAGE)
 		snprintf(text, size, "%zu before %zu bytes of device %d", after->first - address(p), after->second.bytes,
 				 after->second.device);
@@ -135,7 +134,8 @@ check_span(const region &r, const char *from, const char *to, const char *what)
 	for (const char *p = from; p < to; p++)
 		if (*p != (char) GUARD)
 			emulated_die("emulated CUDA: somebody wrote %s %zu bytes of device %d, %zu from their %s", what, r.bytes,
-						 r.device, p < r.start ? address(r.start) - address(p) : address(p) - address(r.start) - r.bytes,
+						 r.device,
+						 p < r.start ? address(r.start) - address(p) : address(p) - address(r.start) - r.bytes,
 						 p < r.start ? "start" : "end");
 }
 

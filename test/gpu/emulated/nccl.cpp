@@ -150,11 +150,13 @@ queue_sum(const std::vector<part> &parts)
 		(void) cudaSetDevice(parts[i].device);
 		for (cudaEvent_t event : before)
 			(void) cudaStreamWaitEvent(parts[i].stream, event);
-		error = emulated_queue(parts[i].stream, [parts, done] {
-			if (!*done)
-				sum(parts);
-			*done = true;
-		});
+		error = emulated_queue(parts[i].stream,
+							   [parts, done]
+							   {
+								   if (!*done)
+									   sum(parts);
+								   *done = true;
+							   });
 	}
 	for (cudaEvent_t event : before)
 		if (event)

@@ -140,7 +140,7 @@ emulated_forbidden_in_capture(void)
 static bool
 is_fatal(void)
 {
-	static const char *const setting = getenv("QWEN_EMULATED_GPU_FAULT");
+	const char *setting = getenv("QWEN_EMULATED_GPU_FAULT");
 	static unsigned long long n;
 
 	return setting && ++n == strtoull(setting, nullptr, 10);
@@ -170,12 +170,14 @@ emulated_start(const emulated_kernel &kernel, cudaStream_t stream, emulated_work
 	cudaError_t error = check_launch(kernel);
 
 	if (error == cudaSuccess)
-		error = emulated_queue(stream, [kernel, call] {
-			if (is_fatal())
-				emulated_kill(cudaErrorIllegalAddress);
-			else
-				emulated_run(&kernel, call);
-		});
+		error = emulated_queue(stream,
+							   [kernel, call]
+							   {
+								   if (is_fatal())
+									   emulated_kill(cudaErrorIllegalAddress);
+								   else
+									   emulated_run(&kernel, call);
+							   });
 	(void) emulated_result(error);
 }
 
