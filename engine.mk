@@ -226,17 +226,16 @@ gpubench:
 
 # ---- the CUDA plug-in on a model of CUDA, for machines without a GPU: test/gpu/emulated ----
 #
-# The plug-in stands beside a copy of the engine, which opens the one in its own folder. The libraries' part, blas.cu, has
-# a plain one in its place. What a GPU would answer with a fault, or silently do otherwise, ends the program: accesses that
-# are not aligned, shifts that are too wide, indexes beyond an array.
+# The plug-in stands beside a copy of the engine, which opens the one in its own folder. What a GPU would answer with a
+# fault, or silently do otherwise, ends the program: accesses that are not aligned, shifts that are too wide, indexes beyond
+# an array.
 
 EMULATED_CXX ?= c++
 EMULATED_CHECKS ?= -fsanitize=alignment,bounds,shift -fno-sanitize-recover=all
 EMULATED_FLAGS = -std=gnu++17 -O2 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -pthread \
 	-DQWEN_CUDA_EMULATED -Itest/gpu/emulated -I.
-EMULATOR_OBJ = $(patsubst %,$(BUILD)/emulated/test/gpu/emulated/%.o,block device matrix memory nccl stream)
-EMULATED_OBJ = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out %/blas.cu,$(wildcard kernels/cuda/*.cu))) \
-	$(BUILD)/emulated/test/gpu/emulated/blas.o
+EMULATOR_OBJ = $(patsubst %.cpp,$(BUILD)/emulated/%.o,$(filter-out %/test_emulated.cpp,$(wildcard test/gpu/emulated/*.cpp)))
+EMULATED_OBJ = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(wildcard kernels/cuda/*.cu))
 
 .PHONY: emulated emulated-selftest
 emulated: $(BUILD)/emulated/qwen_cuda.so $(BUILD)/emulated/qwen-engine

@@ -5,6 +5,7 @@
  */
 #include "emulated_math.h"
 
+#include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <nccl.h>
@@ -636,6 +637,90 @@ test_launches(void)
 	(void) cudaGetLastError();
 }
 
+/* ---- products ---- */
+
+#define N 5
+#define ROWS 3
+#define K 37
+#define STRIDE 9
+
+/* out[ROWS, STRIDE] as the plug-in has it: out^T = w^T^T x^T in columns. */
+static cublasStatus_t
+multiply(float *out, const float *w, const float *x, float kept, int64_t rows, cublasLtMatmulAlgo_t *algo, bool ask)
+{
+	const cublasOperation_t transposed = CUBLAS_OP_T;
+	const float one = 1;
+	static char *workspace;
+	cublasLtHandle_t handle;
+	cublasLtMatmulDesc_t desc;
+	cublasLtMatrixLayout_t lw, lx, lout;
+	cublasLtMatmulPreference_t preference;
+	cublasLtMatmulHeuristicResult_t result;
+	cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+	int found;
+
+	if (!workspace)
+		(void) cudaMalloc(&workspace, 100);
+	(void) cublasLtCreate(&handle);
+	(void) cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+	(void) cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed));
+	(void) cublasLtMatrixLayoutCreate(&lw, CUDA_R_32F, K, N, K);
+	(void) cublasLtMatrixLayoutCreate(&lx, CUDA_R_32F, K, (uint64_t) rows, K);
+	(void) cublasLtMatrixLayoutCreate(&lout, CUDA_R_32F, N, (uint64_t) rows, STRIDE);
+	(void) cublasLtMatmulPreferenceCreate(&preference);
+	if (ask)
+	{
+		status = cublasLtMatmulAlgoGetHeuristic(handle, desc, lw, lx, lout, lout, preference, 1, &result, &found);
+		*algo = result.algo;
+	}
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmul(handle, desc, &one, w, lw, x, lx, &kept, out, lout, out, lout, algo, workspace, 100,
+								nullptr);
+	(void) cublasLtMatmulPreferenceDestroy(preference);
+	(void) cublasLtMatrixLayoutDestroy(lout);
+	(void) cublasLtMatrixLayoutDestroy(lx);
+	(void) cublasLtMatrixLayoutDestroy(lw);
+	(void) cublasLtMatmulDescDestroy(desc);
+	(void) cublasLtDestroy(handle);
+	return status;
+}
+
+static void
+test_products(void)
+{
+	device_array<float> out(ROWS * STRIDE), w(N * K), x(ROWS * K);
+	std::vector<float> hw(N * K), hx(ROWS * K), h;
+	cublasLtMatmulAlgo_t algo;
+	bool right = true;
+
+	for (size_t i = 0; i < N * K; i++)
+		hw[i] = (float) (i * 7 % 11) - 5;
+	for (size_t i = 0; i < ROWS * K; i++)
+		hx[i] = (float) (i * 5 % 13) - 6;
+	w.fill(hw);
+	x.fill(hx);
+	right &= multiply(out.d, w.d, x.d, 0, ROWS, &algo, true) == CUBLAS_STATUS_SUCCESS;
+	right &= multiply(out.d, w.d, x.d, 1, ROWS, &algo, false) == CUBLAS_STATUS_SUCCESS;
+	h = out.host();
+	for (size_t t = 0; t < ROWS; t++)
+	{
+		for (size_t i = 0; i < N; i++)
+		{
+			float sum = 0;
+
+			for (size_t j = 0; j < K; j++)
+				sum += hw[i * K + j] * hx[t * K + j];
+			right &= h[t * STRIDE + i] == 2 * sum;
+		}
+		right &= isnan(h[t * STRIDE + N]) && isnan(h[t * STRIDE + STRIDE - 1]);
+	}
+	ok(right, "a product, and a second one added to it");
+	ok(multiply(out.d, w.d, x.d, 0, ROWS - 1, &algo, false) == CUBLAS_STATUS_INVALID_VALUE,
+	   "an algorithm of another shape is refused");
+	ok(multiply(out.d, w.d, x.d + 1, 0, ROWS, &algo, false) == CUBLAS_STATUS_INVALID_VALUE,
+	   "an algorithm for memory that is better aligned is refused");
+}
+
 /* ---- several devices ---- */
 
 static void
@@ -911,6 +996,7 @@ main(void)
 	test_launches();
 	test_devices();
 	test_sum();
+	test_products();
 	test_deaths();
 	test_dead_device();
 	printf("1..%d\n", n_tests);
