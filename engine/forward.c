@@ -167,7 +167,7 @@ announce(const qwen_model *m, const qwen_batch *batch)
 	bool ok = true;
 
 	for (int i = 0; i < m->n_parts; i++)
-		ok = ok && m->parts[i].dev->ops->step(m->parts[i].dev, batch);
+		ok = ok && (m->parts[i].idle || m->parts[i].dev->ops->step(m->parts[i].dev, batch));
 	return ok;
 }
 

@@ -35,6 +35,7 @@ typedef struct qwen_part
 {
 	const qwen_plan_share *share; /* what was planned for it */
 	qwen_device *dev;
+	bool idle;   /* the plan gives it nothing: no memory, and no part in steps */
 	bool *holds; /* [n_layers] */
 	qwen_weights *weights;
 	qwen_kv_layer *kv; /* [n_layers], of the layers that it holds */

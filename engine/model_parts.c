@@ -68,6 +68,7 @@ describe_part(qwen_model *m, qwen_part *part, int stage, int shard, qwen_error *
 		return qwen_fail_memory(err, (size_t) plan->n_layers * sizeof(*part->kv));
 	for (int i = 0; i < plan->n_layers; i++)
 		part->holds[i] = plan->layer_stage[i] == stage;
+	part->idle = part->share->n_layers == 0 && plan->embed_stage != stage && plan->head_stage != stage;
 	*part->weights = (qwen_weights){
 		.dev = part->dev,
 		.shard = shard,
@@ -219,7 +220,7 @@ part_needs(const qwen_model *m, const qwen_part *part)
 static size_t
 scratch_bytes(const qwen_part *part)
 {
-	return part->dev->ops->scratch_bytes(part->dev, &part->dev->needs);
+	return part->idle ? 0 : part->dev->ops->scratch_bytes(part->dev, &part->dev->needs);
 }
 
 /* Of a device that has the head and whose memory is not the host's, where they go at once. */
