@@ -283,13 +283,6 @@ check_attention(const attention_case *c)
 static const qwen_dtype kv_dtypes[] = {QWEN_F32, QWEN_F16, QWEN_BF16, QWEN_INT8};
 #define N_KV (sizeof(kv_dtypes) / sizeof(kv_dtypes[0]))
 
-static const qwen_heads all_heads[] = {
-	{2, 2, 64, 64, 1e-6f},  {4, 2, 80, 80, 1e-6f},  {4, 1, 96, 96, 1e-6f},    {10, 2, 128, 128, 1e-6f},
-	{7, 1, 64, 32, 1e-6f},  {8, 1, 128, 128, 1e-6f}, {2, 1, 256, 64, 1e-6f},  {3, 1, 20, 18, 1e-6f},
-	{1, 1, 1, 0, 1e-6f},    {5, 1, 33, 32, 1e-6f},  {2, 1, 512, 512, 1e-6f},  {64, 1, 8, 8, 1e-6f},
-};
-#define N_HEADS (sizeof(all_heads) / sizeof(all_heads[0]))
-
 #define COUNT(a) ((int) (sizeof(a) / sizeof((a)[0])))
 
 /* What one token meets: the borders of blocks and of splits. */
@@ -313,40 +306,43 @@ reopen(const qwen_heads *heads)
 	dev = new_device(0, "cuda:0", act, needs);
 }
 
-/* The sequences on every kind of heads, every cache. */
+/* Every kind of step on each kind of heads, in each type of the cache. */
 static void
-check_all(const sequence *seqs, int n)
+check_heads(const qwen_heads *heads, int n)
 {
-	for (size_t h = 0; h < N_HEADS; h++)
+	for (int h = 0; h < n; h++)
 	{
-		reopen(&all_heads[h]);
+		reopen(&heads[h]);
 		for (size_t t = 0; t < N_KV; t++)
-			check_attention(&(attention_case){all_heads[h], (h + t) % 2, kv_dtypes[t], n, seqs});
+		{
+			check_attention(&(attention_case){heads[h], t % 2, kv_dtypes[t], COUNT(decoding), decoding});
+			check_attention(&(attention_case){heads[h], t / 2, kv_dtypes[t], COUNT(prompts), prompts});
+			check_attention(&(attention_case){heads[h], true, kv_dtypes[t], COUNT(pieces), pieces});
+			check_attention(&(attention_case){heads[h], h % 2, kv_dtypes[t], COUNT(mixed), mixed});
+		}
 	}
 }
 
 static void
-decoding_agrees(void **state)
+common_heads_agree(void **state)
 {
-	check_all(decoding, COUNT(decoding));
+	static const qwen_heads heads[] = {
+		{2, 2, 64, 64, 1e-6f},  {4, 2, 80, 80, 1e-6f},   {4, 1, 96, 96, 1e-6f},  {10, 2, 128, 128, 1e-6f},
+		{7, 1, 64, 32, 1e-6f}, {8, 1, 128, 128, 1e-6f}, {2, 1, 256, 64, 1e-6f},
+	};
+
+	check_heads(heads, COUNT(heads));
 }
 
 static void
-prompts_agree(void **state)
+odd_heads_agree(void **state)
 {
-	check_all(prompts, COUNT(prompts));
-}
+	static const qwen_heads heads[] = {
+		{3, 1, 20, 18, 1e-6f},   {1, 1, 1, 0, 1e-6f},  {5, 1, 33, 32, 1e-6f},
+		{2, 1, 512, 512, 1e-6f}, {64, 1, 8, 8, 1e-6f},
+	};
 
-static void
-pieces_of_prompts_agree(void **state)
-{
-	check_all(pieces, COUNT(pieces));
-}
-
-static void
-mixed_steps_agree(void **state)
-{
-	check_all(mixed, COUNT(mixed));
+	check_heads(heads, COUNT(heads));
 }
 
 static void
@@ -398,10 +394,8 @@ a_sequence_has_the_same_bits_alone(void **state)
 }
 
 static const set_test tests[] = {
-	{"decoding agrees", decoding_agrees},
-	{"prompts agree", prompts_agree},
-	{"pieces of prompts agree", pieces_of_prompts_agree},
-	{"mixed steps agree", mixed_steps_agree},
+	{"common heads agree", common_heads_agree},
+	{"odd heads agree", odd_heads_agree},
 	{"long contexts agree", long_contexts_agree},
 	{"a sequence has the same bits alone", a_sequence_has_the_same_bits_alone},
 };
