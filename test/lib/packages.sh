@@ -56,6 +56,7 @@ need_tests()
 {
 	need_build
 	need postgresql-client-15 test -x "$debian_pgxs/src/test/regress/pg_regress"
+	need g++ command -v g++
 	need libcmocka-dev pkg-config --exists cmocka
 	need perl command -v prove
 	need xz-utils command -v xz
