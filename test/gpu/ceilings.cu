@@ -237,9 +237,10 @@ main(int argc, char **argv)
 	check(cudaGetDeviceProperties(&properties, index), "device");
 	check(cudaMemGetInfo(&free_bytes, &total_bytes), "device");
 	check(cudaDriverGetVersion(&driver), "driver");
-	printf("{\"gpu\": \"%s\", \"capability\": %d, \"multiprocessors\": %d, \"bytes\": %zu, \"free\": %zu, \"cuda\": %d, "
-		   "\"read\": %.4g, \"matrix\": %.4g, \"upload\": %.4g}\n",
-		   properties.name, properties.major * 10 + properties.minor, properties.multiProcessorCount, total_bytes,
-		   free_bytes, driver, read_rate(properties.multiProcessorCount, free_bytes), matrix_rate(), upload_rate());
+	printf(
+		"{\"gpu\": \"%s\", \"capability\": %d, \"multiprocessors\": %d, \"bytes\": %zu, \"free\": %zu, \"cuda\": %d, "
+		"\"read\": %.4g, \"matrix\": %.4g, \"upload\": %.4g}\n",
+		properties.name, properties.major * 10 + properties.minor, properties.multiProcessorCount, total_bytes,
+		free_bytes, driver, read_rate(properties.multiProcessorCount, free_bytes), matrix_rate(), upload_rate());
 	return 0;
 }

@@ -368,7 +368,8 @@ open_plugin(void)
 
 	if (!abi || abi() != QWEN_CUDA_ABI)
 	{
-		fprintf(stderr, "QWEN_CUDA_PLUGIN, %s: %s\n", path ? path : "not set", abi ? "another ABI" : "cannot be opened");
+		fprintf(stderr, "QWEN_CUDA_PLUGIN, %s: %s\n", path ? path : "not set",
+				abi ? "another ABI" : "cannot be opened");
 		if (path && !plugin)
 			fprintf(stderr, "%s\n", dlerror());
 		return false;
@@ -396,8 +397,8 @@ run_on_gpu(int argc, char **argv, const char *group, const set_test *tests, size
 		for (size_t i = 0; i < n; i++)
 		{
 			snprintf(list.names[list.n], sizeof(list.names[0]), "%s: %s", qwen_dtype_name(types[t]), tests[i].name);
-			list.tests[list.n] = (struct CMUnitTest){list.names[list.n], tests[i].run, open_devices, close_devices,
-													 &types[t]};
+			list.tests[list.n] =
+				(struct CMUnitTest){list.names[list.n], tests[i].run, open_devices, close_devices, &types[t]};
 			list.n++;
 		}
 	return _cmocka_run_group_tests(group, list.tests, list.n, NULL, NULL);

@@ -263,7 +263,8 @@ next_model_step(model_step *st, int n, int32_t *context, int32_t prompt)
 		for (int32_t i = 0; i < prompt; i++)
 		{
 			st->positions[st->batch.n_tokens] = context[s]++;
-			st->tokens[st->batch.n_tokens++] = (int32_t) (random_state = random_state * 1664525u + 1013904223u) >> 8 & 63;
+			st->tokens[st->batch.n_tokens++] =
+				(int32_t) (random_state = random_state * 1664525u + 1013904223u) >> 8 & 63;
 		}
 	}
 	st->last = st->batch.n_tokens - 1;

@@ -82,7 +82,7 @@ check_linear(qwen_dtype dtype, int64_t n, int64_t k, int32_t rows, bool decode, 
 static void
 products_agree_on_odd_shapes(void **state)
 {
-	static const int64_t shapes[][2] = {{1, 1},   {3, 5},   {4, 63},   {5, 64},    {9, 65},    {33, 34},
+	static const int64_t shapes[][2] = {{1, 1},    {3, 5},   {4, 63},    {5, 64},    {9, 65},    {33, 34},
 										{67, 129}, {40, 96}, {130, 200}, {13, 1000}, {257, 320}, {31, 513}};
 	static const int32_t counts[] = {1, 2, 3, 5, 8, 9, 16, 17, 67};
 	qwen_dtype types[3];
@@ -162,14 +162,15 @@ static void
 check_part(const qwen_matrix *w, const float *x, const float *all, int32_t first, int32_t rows, bool decode)
 {
 	size_t size = (size_t) (rows * w->n);
-	void *d_x = device_activations(dev, x + first * w->k, (size_t) (rows * w->k), room_for(rows, decode) * (size_t) w->k);
+	void *d_x =
+		device_activations(dev, x + first * w->k, (size_t) (rows * w->k), room_for(rows, decode) * (size_t) w->k);
 	void *d_out = device_bytes(dev, room_for(rows, decode) * (size_t) w->n * dev->act_bytes);
 
 	announce(dev, rows, decode);
 	dev->ops->linear(dev, d_out, w, NULL, d_x, rows);
 	if (memcmp(read_activations(dev, d_out, size), all + first * w->n, size * sizeof(float)) != 0)
-		fail_msg("linear %s [%d, %d]: rows %d to %d have other bits than among %d", qwen_dtype_name(w->dtype), (int) w->n,
-				 (int) w->k, first, first + rows, FEW_ROWS);
+		fail_msg("linear %s [%d, %d]: rows %d to %d have other bits than among %d", qwen_dtype_name(w->dtype),
+				 (int) w->n, (int) w->k, first, first + rows, FEW_ROWS);
 }
 
 static void
