@@ -55,7 +55,7 @@ fetch_side(unsigned char *side, const cuda_cache &cache, const int32_t *list, in
 	constexpr int per_piece = 16 / (int) sizeof(C), pieces = DIM / per_piece; /* of 16 bytes, of a row */
 	constexpr int row_bytes = shape::narrow ? DIM : shape::stride * (int) sizeof(T);
 
-#pragma unroll 8
+#pragma unroll 4
 	for (int i = thread; i < KEYS * pieces; i += n_threads)
 	{
 		int row = i / pieces, piece = i % pieces;
@@ -137,7 +137,7 @@ widen_side(T *tile, const unsigned char *side, int dim, int thread, int n_thread
 
 /* ---- queries ---- */
 
-/* A row of `dim` queries at src to shared memory, zeros where there is none; thread: which 16 bytes of a row of DIM. */
+/* A row of `dim` queries at src to shared memory, zeros where there is none: 16 bytes of it. */
 template <typename T, int DIM>
 static __device__ __forceinline__ void
 load_query(T *rows, int row, const T *src, int dim, int piece)

@@ -24,7 +24,7 @@ typedef struct rope_job
 	cuda_cache k, v;
 	const cuda_seq *seqs;
 	const int32_t *row_seq, *positions, *blocks;
-	int32_t rows, n_q, n_kv, dim, rotary;
+	int32_t n_q, n_kv, dim, rotary;
 	float eps;
 } rope_job;
 
@@ -112,18 +112,18 @@ keep_head(const rope_job &job, T *qkv, int32_t row, int32_t j, const float *x)
 				  x);
 }
 
+/* Blocks: row, WARPS of its heads. */
 template <typename T, typename C>
 static __global__ void
 __launch_bounds__(WARPS *WARP) rope_heads(rope_job job)
 {
 	__shared__ float heads[WARPS][QWEN_MAX_HEAD_DIM];
-	int warp = (int) threadIdx.x / WARP, lane = (int) threadIdx.x % WARP, n_heads = job.n_q + 2 * job.n_kv;
-	int64_t item = (int64_t) blockIdx.x * WARPS + warp;
-	int32_t row = (int32_t) (item / n_heads), j = (int32_t) (item % n_heads);
-	T *qkv = static_cast<T *>(job.qkv) + item * job.dim;
+	int warp = (int) threadIdx.x / WARP, lane = (int) threadIdx.x % WARP;
+	int32_t row = (int32_t) blockIdx.x, j = (int32_t) blockIdx.y * WARPS + warp, n_heads = job.n_q + 2 * job.n_kv;
+	T *qkv = static_cast<T *>(job.qkv) + ((int64_t) row * n_heads + j) * job.dim;
 	float *x = heads[warp];
 
-	if (row >= job.rows || job.row_seq[row] < 0)
+	if (j >= n_heads || job.row_seq[row] < 0)
 		return;
 	for (int i = lane; i < job.dim; i += WARP)
 		x[i] = to_float(qkv[i]);
@@ -140,15 +140,16 @@ __launch_bounds__(WARPS *WARP) rope_heads(rope_job job)
 
 template <typename T>
 static void
-launch(qwen_device *dev, const rope_job &job, qwen_dtype dtype)
+launch(qwen_device *dev, const rope_job &job, qwen_dtype dtype, int32_t rows)
 {
-	int64_t items = (int64_t) job.rows * (job.n_q + 2 * job.n_kv);
+	int32_t n_heads = job.n_q + 2 * job.n_kv;
 	auto kernel = dtype == QWEN_F32    ? rope_heads<T, float>
 				  : dtype == QWEN_F16  ? rope_heads<T, __half>
 				  : dtype == QWEN_BF16 ? rope_heads<T, __nv_bfloat16>
 									   : rope_heads<T, signed char>;
 
-	CUDA_LAUNCH(kernel, (unsigned) ((items + WARPS - 1) / WARPS), WARPS * WARP, 0, cuda_of(dev)->stream, job);
+	CUDA_LAUNCH(kernel, dim3((unsigned) rows, (unsigned) (n_heads + WARPS - 1) / WARPS), WARPS * WARP, 0,
+				cuda_of(dev)->stream, job);
 	cuda_launched(dev, "rope_heads");
 }
 
@@ -171,6 +172,7 @@ cuda_qk_rope_store(qwen_device *dev, void *d_qkv, const float *d_q_norm, const f
 				   const qwen_heads *heads, const qwen_kv_layer *kv, const qwen_batch *batch)
 {
 	const cuda_batch *b = &cuda_of(dev)->batch;
+	int32_t rows = cuda_rows(dev, batch->n_tokens);
 	rope_job job;
 
 	if (!cuda_ready(dev))
@@ -185,16 +187,15 @@ cuda_qk_rope_store(qwen_device *dev, void *d_qkv, const float *d_q_norm, const f
 	job.row_seq = b->row_seq;
 	job.positions = b->positions;
 	job.blocks = b->blocks;
-	job.rows = cuda_rows(dev, batch->n_tokens);
 	job.n_q = heads->n_q;
 	job.n_kv = heads->n_kv;
 	job.dim = heads->dim;
 	job.rotary = heads->rotary;
 	job.eps = heads->eps;
 	if (dev->act == QWEN_F32)
-		launch<float>(dev, job, kv->dtype);
+		launch<float>(dev, job, kv->dtype, rows);
 	else if (dev->act == QWEN_F16)
-		launch<__half>(dev, job, kv->dtype);
+		launch<__half>(dev, job, kv->dtype, rows);
 	else
-		launch<__nv_bfloat16>(dev, job, kv->dtype);
+		launch<__nv_bfloat16>(dev, job, kv->dtype, rows);
 }

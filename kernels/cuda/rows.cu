@@ -136,17 +136,14 @@ cuda_embed(qwen_device *dev, float *d_out, const qwen_matrix *e, const int32_t *
 
 /* ---- sums and norms ---- */
 
-/* x += delta, four elements of a row that are read with one load each. */
+/* x + delta, four elements of a row that are read with one load each. */
 template <typename T>
-static __device__ __forceinline__ void
-add_quad(quad<float> *x, const quad<T> *delta)
+static __device__ __forceinline__ quad<float>
+add_quad(quad<float> x, const quad<T> &delta)
 {
-	quad<float> sum = *x;
-	quad<T> part = *delta;
-
 	for (int i = 0; i < 4; i++)
-		sum.v[i] += to_float(part.v[i]);
-	*x = sum;
+		x.v[i] += to_float(delta.v[i]);
+	return x;
 }
 
 /* out = x scale w, likewise. */
@@ -185,9 +182,9 @@ static __global__ void __launch_bounds__(1024)
 
 		if (i >= n)
 			continue;
-		if (d)
-			add_quad(&x[i], &d[i]);
 		kept[j] = x[i];
+		if (d)
+			x[i] = kept[j] = add_quad(kept[j], d[i]);
 		for (int e = 0; e < 4; e++)
 			sum = fmaf(kept[j].v[e], kept[j].v[e], sum);
 	}
@@ -273,7 +270,11 @@ add_rows(float *__restrict__ resid, const T *__restrict__ delta, int64_t n)
 {
 	for (int64_t i = (int64_t) blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t) gridDim.x * blockDim.x)
 		if (quads)
-			add_quad(reinterpret_cast<quad<float> *>(resid) + i, reinterpret_cast<const quad<T> *>(delta) + i);
+		{
+			quad<float> *x = reinterpret_cast<quad<float> *>(resid) + i;
+
+			*x = add_quad(*x, reinterpret_cast<const quad<T> *>(delta)[i]);
+		}
 		else
 			resid[i] += to_float(delta[i]);
 }
