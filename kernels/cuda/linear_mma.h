@@ -4,8 +4,9 @@
  *
  * Such a product is as fast as its weights are read: n k elements, once, while
  * the arithmetic of 16 rows would already fill the float units.  So the matrix
- * unit does it, with the rows of activations as the 16 rows of its tile (those
- * that are not there are zero) and eight output features as its columns:
+ * unit does it, with the rows of activations as the 16 rows of its tile (what
+ * it makes of those that are not there is not stored) and eight output
+ * features as its columns:
  *
  *	  d[16 rows, 8 features] += x[16 rows, 16 of k] w[8 features, 16 of k]^T
  *
@@ -27,12 +28,13 @@
  * or other lanes.  What a lane has of a unit is 16 elements in two pieces of
  * eight, four steps of the matrix unit.
  *
- * In flight are, of each lane, AT_ONCE units of F features, about 4 KiB a
- * warp of 16-bit weights: with two blocks or more on a multiprocessor 64 KiB,
- * of which 25 KiB are enough for 4.8 TB/s at 700 ns.  Activations are loaded
- * beside them, by plain loads: each is used by one warp alone, F times, so
- * shared memory would save nothing, and the first-level cache has them when
- * the next block comes.
+ * In flight are AT_ONCE units of F features of each lane: of 16-bit weights 4
+ * KiB a warp, of int8 2 to 3, of int4 1 to 2.  Two blocks, which is what the
+ * registers allow at least, make 64, 32 to 48 and 16 to 32 KiB of a
+ * multiprocessor; 4.8 TB/s at 700 ns ask for 25, 3.3 TB/s for 17.  Activations
+ * are loaded beside them, by plain loads: each is used by one warp alone, F
+ * times, so shared memory would save nothing, and the first-level cache has
+ * them when the next block comes.
  */
 #ifndef QWEN_CUDA_LINEAR_MMA_H
 #define QWEN_CUDA_LINEAR_MMA_H
@@ -99,14 +101,19 @@ bits_of(float x)
 	return bits;
 }
 
-/* ---- formats: a lane's 16 elements of a unit ---- */
+/*
+ * ---- formats: a lane's 16 elements of a unit ----
+ *
+ * at(c, p) is where in the unit the lane's piece p is; load() gets the feature whose weights the lane loads and the first
+ * of the two whose sums it has; AT_ONCE<F> is how many units of F features are loaded together.
+ */
 
 /* Weights of the activations' type. Pieces at 8 c and 32 + 8 c of the unit: four lanes read 64 bytes that lie together. */
 template <typename T> struct format_same
 {
 	typedef T X;
 	static constexpr bool SCALED = false, MINIMUM = false;
-	static constexpr int LOADS = 4;
+	template <int F> static constexpr int AT_ONCE = 4 / F;
 
 	uint4 q[2];
 
@@ -121,9 +128,10 @@ template <typename T> struct format_same
 	{
 		for (int p = 0; p < 2; p++)
 		{
-			int i = unit * QWEN_GROUP + at(c, p);
+			int64_t i = unit * QWEN_GROUP + at(c, p);
 
-			q[p] = i < w.k ? load_streaming(w.q + 2 * (row * w.k + i)) : make_uint4(0, 0, 0, 0);
+			/* beyond k: any weights of the row, as activations are zero there */
+			q[p] = load_streaming(w.q + 2 * (row * w.k + (i < w.k ? i : w.k - 8)));
 		}
 	}
 
@@ -139,7 +147,7 @@ template <typename W, typename T> struct format_any
 {
 	typedef T X;
 	static constexpr bool SCALED = false, MINIMUM = false;
-	static constexpr int LOADS = 1;
+	template <int F> static constexpr int AT_ONCE = 1;
 
 	piece q[2];
 
@@ -177,7 +185,7 @@ template <typename T> struct format_int8
 {
 	typedef T X;
 	static constexpr bool SCALED = true, MINIMUM = false;
-	static constexpr int LOADS = 8;
+	template <int F> static constexpr int AT_ONCE = F == 1 ? 4 : F == 2 ? 3 : 1;
 
 	uint4 q;
 	uint16_t d[2]; /* of the features of the lane's sums */
@@ -242,7 +250,7 @@ template <typename T> struct format_int4
 {
 	typedef T X;
 	static constexpr bool SCALED = true, MINIMUM = true;
-	static constexpr int LOADS = 8;
+	template <int F> static constexpr int AT_ONCE = F == 1 ? 4 : F == 2 ? 3 : 2;
 
 	uint2 q;
 	uint32_t d[2]; /* scale and minimum of the features of the lane's sums */
@@ -307,29 +315,37 @@ template <typename T> struct format_int4
 
 /* ---- activations ---- */
 
-/* Eight elements of a row from i on, zero beyond k. VECTOR: k is a multiple of eight and x is aligned. */
+/*
+ * Eight elements of a row from i on, zero beyond k.  VECTOR: k is a multiple of eight and x is aligned; loads then stand
+ * under no condition, so that nothing keeps them from being on their way together.
+ */
 template <typename X, bool VECTOR>
 static __device__ __forceinline__ piece
 load_x(const X *row, int64_t i, int64_t k)
 {
 	if constexpr (VECTOR)
-		return piece_of(i < k ? *reinterpret_cast<const uint4 *>(row + i) : make_uint4(0, 0, 0, 0));
+	{
+		uint4 v = *reinterpret_cast<const uint4 *>(row + (i < k ? i : k - 8));
+
+		return piece_of(i < k ? v : make_uint4(0, 0, 0, 0));
+	}
 	else
 	{
 		piece v = {{0, 0, 0, 0}};
 
 		for (int j = 0; j < 8 && i + j < k; j++)
 		{
+			X x = row[i + j];
 			uint16_t bits;
 
-			memcpy(&bits, row + i + j, sizeof(bits));
+			memcpy(&bits, &x, sizeof(bits));
 			v.pair[j / 2] |= static_cast<uint32_t>(bits) << 16 * (j % 2);
 		}
 		return v;
 	}
 }
 
-/* A lane's activations of a unit: of rows r and, of more than eight, r + 8. */
+/* A lane's activations of a unit: of rows r and, of more than eight, r + 8. Beyond the last row: the last one's. */
 template <typename Format, bool WIDE, bool VECTOR> struct activations
 {
 	typedef typename Format::X X;
@@ -343,9 +359,9 @@ template <typename Format, bool WIDE, bool VECTOR> struct activations
 		{
 			int64_t i = unit * QWEN_GROUP + Format::at(c, p);
 
-			low[p] = load_x<X, VECTOR>(x + r * k, r < rows ? i : k, k);
+			low[p] = load_x<X, VECTOR>(x + (r < rows ? r : rows - 1) * k, i, k);
 			if constexpr (WIDE)
-				high[p] = load_x<X, VECTOR>(x + (r + 8) * k, r + 8 < rows ? i : k, k);
+				high[p] = load_x<X, VECTOR>(x + (r + 8 < rows ? r + 8 : rows - 1) * k, i, k);
 		}
 	}
 
@@ -437,9 +453,9 @@ template <typename Format, int F, bool WIDE, bool VECTOR>
 static __device__ __forceinline__ void
 sum_units(float sums[F][4], const cuda_weights &w, const typename Format::X *x, int rows, int64_t first_feature)
 {
-	/* what the registers hold beside the weights: activations of four units, of fewer when a lane has two rows */
-	constexpr int WANTED = Format::LOADS / F, MOST = !WIDE ? 4 : Format::SCALED && F == 4 ? 1 : 2;
-	constexpr int AT_ONCE = WANTED > MOST ? MOST : WANTED < 1 ? 1 : WANTED;
+	/* of two rows to a lane, activations of fewer units are what the registers hold beside the weights */
+	constexpr int ROOM = !WIDE ? 4 : Format::SCALED && F == 4 ? 1 : 2;
+	constexpr int AT_ONCE = Format::template AT_ONCE<F> < ROOM ? Format::template AT_ONCE<F> : ROOM;
 	int lane = static_cast<int>(threadIdx.x) % WARP, warp = static_cast<int>(threadIdx.x) / WARP;
 	int r = lane / 4, c = lane % 4, units = static_cast<int>(w.groups);
 
