@@ -214,7 +214,8 @@ $(BUILD)/gpu/test_ops_%: test/gpu/test_ops_%.c test/gpu/gpu_sets.h $(wildcard te
 gpu-tests: $(GPU_TESTS)
 
 emulated-ops: emulated $(GPU_TESTS)
-	QWEN_CUDA_PLUGIN=$(BUILD)/emulated/qwen_cuda.so CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(GPU_TESTS)
+	QWEN_CUDA_PLUGIN=$(BUILD)/emulated/qwen_cuda.so QWEN_EMULATED_GPUS=2 CMOCKA_MESSAGE_OUTPUT=TAP \
+		prove -j2 -e '' $(GPU_TESTS)
 
 # All that needs a GPU, and measurements on it. Both say loudly when there is none.
 .PHONY: gpucheck gpubench
