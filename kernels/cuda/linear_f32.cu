@@ -20,7 +20,7 @@
 #define WARPS 8    /* of a block */
 #define STEP 128   /* elements of k that a warp reads at a time */
 
-/* Four elements of a row from i on, zero beyond k. VECTOR: float weights, k a multiple of four, aligned. */
+/* Four elements of a row from i on; beyond k any of the row or zero. VECTOR: float weights, k a multiple of four, aligned. */
 template <typename W, bool VECTOR>
 static __device__ __forceinline__ float4
 load_weights(const cuda_weights &w, int64_t row, int64_t i)
@@ -31,7 +31,7 @@ load_weights(const cuda_weights &w, int64_t row, int64_t i)
 		{
 			uint4 bits;
 			float4 value;
-		} four = {i < w.k ? load_streaming(w.q + 4 * (row * w.k + i)) : make_uint4(0, 0, 0, 0)};
+		} four = {load_streaming(w.q + 4 * (row * w.k + (i < w.k ? i : w.k - 4)))};
 
 		return four.value;
 	}
@@ -45,12 +45,17 @@ load_weights(const cuda_weights &w, int64_t row, int64_t i)
 	}
 }
 
+/* The same of activations, zero beyond k. */
 template <bool VECTOR>
 static __device__ __forceinline__ float4
 load_x(const float *row, int64_t i, int64_t k)
 {
 	if constexpr (VECTOR)
-		return i < k ? *reinterpret_cast<const float4 *>(row + i) : make_float4(0, 0, 0, 0);
+	{
+		float4 v = *reinterpret_cast<const float4 *>(row + (i < k ? i : k - 4));
+
+		return i < k ? v : make_float4(0, 0, 0, 0);
+	}
 	else
 	{
 		float v[4];
