@@ -730,6 +730,59 @@ one_processor_can_be_several_devices(void **state)
 	assert_int_equal(qwen_plan_divide(&settings, d, &n, &err), QWEN_INVALID);
 }
 
+static void
+one_gpu_can_be_several_devices(void **state)
+{
+	qwen_plan_device d[QWEN_PLAN_MAX_DEVICES];
+	qwen_plan_settings settings = {.max_memory = "cuda:0.1=4GiB,cpu:1=1GiB",
+								   .device_map = "{\"embed\": \"cuda:10.1\", \"head\": \"cuda:0.2\"}"};
+	qwen_error err;
+	int n;
+
+	describe("cuda:0=24GiB,cuda:1=8GiB,cuda:10=10GiB,cpu=10GiB", d, &n);
+	assert_ok(qwen_plan_divide(&settings, d, &n, &err), err);
+	assert_int_equal(n, 8);
+	assert_string_equal(d[0].name, "cuda:0.0");
+	assert_true(d[0].free == 10 * GIB && d[1].free == 4 * GIB && d[2].free == 10 * GIB && d[2].total == 24 * GIB);
+	assert_string_equal(d[3].name, "cuda:1");
+	assert_true(d[3].free == 8 * GIB);
+	assert_string_equal(d[5].name, "cuda:10.1");
+	assert_true(d[4].free == 5 * GIB && d[5].free == 5 * GIB);
+	assert_string_equal(d[7].name, "cpu:1");
+	assert_true(d[5].kind == QWEN_DEVICE_CUDA && d[6].free == 9 * GIB && d[7].free == 1 * GIB);
+}
+
+/* Free memory of a device that is here was asked for with our context on it; a described one has that still to come. */
+static void
+a_context_is_counted_once(void **state)
+{
+	qwen_plan_device d[QWEN_PLAN_MAX_DEVICES];
+	qwen_plan_settings settings = {0};
+	qwen_plan described, present;
+	qwen_geometry g;
+	qwen_error err;
+	int n;
+
+	read_model(find_model("Qwen3-8B"), &g);
+	describe("1x80GiB", d, &n);
+	assert_ok(qwen_plan_make(&g, &settings, d, n, &described, &err), err);
+	d[0].has_context = true;
+	assert_ok(qwen_plan_make(&g, &settings, d, n, &present, &err), err);
+	assert_int_equal(described.devices[0].usage.overhead - present.devices[0].usage.overhead, 512 * MIB);
+}
+
+/* A GPU's activations have the model's type. */
+static void
+activations_of_gpus_are_as_wide_as_the_model(void **state)
+{
+	qwen_plan narrow, wide;
+	uint64_t resid = 512 * 4096 * 4;
+
+	make("Qwen3-8B", "1x80GiB", &(qwen_plan_settings){0}, &narrow);
+	make("Qwen3-8B", "1x80GiB", &(qwen_plan_settings){.dtype = "float32"}, &wide);
+	assert_int_equal(wide.devices[0].usage.activations - resid, 2 * (narrow.devices[0].usage.activations - resid));
+}
+
 /* ---- the cache ---- */
 
 static void
@@ -824,6 +877,9 @@ main(void)
 		cmocka_unit_test(sizes_are_read_as_the_server_reads_them),
 		cmocka_unit_test(devices_are_described_in_a_line),
 		cmocka_unit_test(one_processor_can_be_several_devices),
+		cmocka_unit_test(one_gpu_can_be_several_devices),
+		cmocka_unit_test(a_context_is_counted_once),
+		cmocka_unit_test(activations_of_gpus_are_as_wide_as_the_model),
 		cmocka_unit_test(a_given_cache_is_taken_as_given),
 		cmocka_unit_test(an_automatic_cache_leaves_memory_to_the_server),
 		cmocka_unit_test(no_more_is_taken_than_sequences_can_use),
