@@ -1,7 +1,7 @@
 # qwen: text generation inside PostgreSQL.
 #
 # Three artefacts: qwen.so (extension/ only, built by PGXS), qwen-engine (engine/ + kernels/, an ordinary program) and
-# qwen_cuda.so (kernels/cuda/, where nvcc is found), a plug-in that only the engine ever opens.
+# qwen_cuda.so (kernels/cuda/, where nvcc and cuBLASLt are found), a plug-in that only the engine ever opens.
 #
 #   make                  build everything that can be built here
 #   make install          into the server that PG_CONFIG names
@@ -11,7 +11,7 @@
 #   make fuzz             fuzz targets, FUZZ_SECONDS each; fuzz-replay: the corpora alone, no clang needed
 #   make bench            measure the engine, beside the programs in PEER=DIR:DIR if given, its memory, and the way from
 #                         SQL to it
-#   make gpucheck         tests that need a GPU
+#   make gpucheck         all tests that need a GPU; gpubench: measure the engine on it
 
 # PGXS has a check target of its own, which only says that it cannot; ours wants nothing of PGXS.
 ifneq (,$(filter check,$(MAKECMDGOALS)))
@@ -78,7 +78,7 @@ install-engine: qwen-engine cuda
 	$(INSTALL_PROGRAM) qwen-engine '$(DESTDIR)$(pkglibdir)/qwen-engine'
 	$(INSTALL_DATA) $(wildcard test/data/demo-model/*.json test/data/demo-model/*.safetensors) \
 		'$(DESTDIR)$(datadir)/qwen/demo-model'
-ifneq (,$(NVCC))
+ifneq (,$(CUDA_PLUGIN))
 	$(INSTALL_SHLIB) qwen_cuda.so '$(DESTDIR)$(pkglibdir)/qwen_cuda.so'
 endif
 

@@ -109,39 +109,170 @@ fuzz-replay:
 $(FUZZ_NAMES:%=fuzz-replay-%): fuzz-replay-%:
 	$(BUILD)/fuzz/$* test/fuzz/corpus/$*
 
-# ---- the CUDA plug-in, where there is a compiler for it ----
+# ---- the CUDA plug-in, where NVIDIA's toolkit is ----
+#
+# nvcc, cuBLASLt and NCCL are found where NVIDIA's and Debian's packages put them. CUDA_HOME, CUBLAS_HOME and NCCL_HOME
+# name other folders, with bin/, or include/ and lib/ or lib64/, in them; each is then the only place that is looked at.
+# What is missing is named in one line and the rest is built: without NCCL, sums over GPUs go through copies.
 
-NVCC ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+NVCC ?= $(firstword $(if $(CUDA_HOME),$(wildcard $(CUDA_HOME)/bin/nvcc),\
+	$(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)))
+CUDA_ROOT := $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC))))
 
-.PHONY: cuda cuda-load gpucheck
-ifeq (,$(NVCC))
-cuda:
-	@echo "qwen_cuda.so is not built: no nvcc in PATH, CUDA_HOME or /usr/local/cuda"
-cuda-load: cuda
-gpucheck:
-	@echo "GPUCHECK RAN NOTHING: no nvcc in PATH, CUDA_HOME or /usr/local/cuda, so there is no plug-in to test" >&2
-	@exit 1
+# $(call cuda_file,FOLDERS,FILES): the first of the files that is there. $(call cuda_library,FOLDERS,NAME): a shared
+# library; Python's packages have it under the name alone that programs load.
+cuda_file = $(firstword $(wildcard $(foreach folder,$(1),$(2:%=$(folder)/%))))
+cuda_library = $(call cuda_file,$(1),$(foreach lib,lib64 lib lib/*-linux-gnu targets/*-linux/lib,\
+	$(lib)/lib$(2).so $(lib)/lib$(2).so.[0-9]*))
+cuda_include = $(patsubst %/include/$(2),%/include,$(call cuda_file,$(1),include/$(2)))
+
+CUBLAS_PLACES = $(or $(CUBLAS_HOME),$(strip $(CUDA_ROOT) /usr/local /usr))
+NCCL_PLACES = $(or $(NCCL_HOME),$(strip $(CUDA_ROOT) /usr/local /usr))
+CUBLAS_INCLUDE := $(call cuda_include,$(CUBLAS_PLACES),cublasLt.h)
+CUBLAS_LIB := $(call cuda_library,$(CUBLAS_PLACES),cublasLt)
+NCCL_INCLUDE := $(call cuda_include,$(NCCL_PLACES),nccl.h)
+NCCL_LIB := $(call cuda_library,$(NCCL_PLACES),nccl)
+CUDA_NCCL := $(and $(NCCL_INCLUDE),$(NCCL_LIB))
+
+.PHONY: cuda cuda-load
+ifeq (,$(and $(NVCC),$(CUBLAS_INCLUDE),$(CUBLAS_LIB)))
+CUDA_PLUGIN =
+cuda cuda-load:
+	@echo "qwen_cuda.so is not built: $(if $(NVCC),no cublasLt in $(CUBLAS_PLACES),no nvcc in $(or $(CUDA_HOME),PATH \
+		or /usr/local/cuda))"
 else
-cuda: qwen_cuda.so
+CUDA_PLUGIN = qwen_cuda.so
 
-CUDA_LIB = $(firstword $(wildcard $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))))
-# Of the kinds that we care for, those that this nvcc knows, and the newest as PTX for what comes after it.
-CUDA_ARCHS = $(filter 80 90 100 120,$(patsubst sm_%,%,$(shell $(NVCC) --list-gpu-code)))
-CUDA_FLAGS = -O3 -g -std=c++17 --cudart shared -Xcompiler -fPIC,-Wall,-Wextra,-Werror,-fvisibility=hidden -Werror all-warnings \
+# Of the kinds that we care for, those that this nvcc knows, and the newest as PTX for what comes after it. CUDA_ARCHS=90
+# builds for that one alone, CUDA_ARCHS=native for the GPUs of this machine.
+ifndef CUDA_ARCHS
+CUDA_ARCHS := $(filter 80 90 100 120,$(patsubst sm_%,%,$(shell $(NVCC) --list-gpu-code)))
+endif
+CUDA_CODE = $(if $(filter native,$(CUDA_ARCHS)),-arch=native,\
 	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
-	$(foreach a,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(a),code=compute_$(a))
+	$(foreach a,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(a),code=compute_$(a)))
+# What the compilers search of their own accord must not be named: it would come before their own headers.
+CUDA_INCLUDES = $(filter-out $(CUDA_ROOT)/include /usr/include,$(sort $(CUBLAS_INCLUDE) $(if $(CUDA_NCCL),$(NCCL_INCLUDE))))
+CUDA_FLAGS = $(CUDA_CODE) -O3 -g -lineinfo -std=c++17 -Werror all-warnings \
+	-Xcompiler -fPIC,-Wall,-Wextra,-Werror,-fvisibility=hidden -I. $(CUDA_INCLUDES:%=-isystem %) \
+	$(if $(CUDA_NCCL),,-DQWEN_NO_NCCL)
+# The libraries are found again where they were found now.
+CUDA_LIBS = $(CUBLAS_LIB) $(if $(CUDA_NCCL),$(NCCL_LIB))
+CUDA_LINK = --cudart shared $(CUDA_LIBS:%=-Xlinker %) -Xlinker --no-undefined $(foreach folder,\
+	$(sort $(dir $(call cuda_library,$(CUDA_ROOT) /usr,cudart) $(CUDA_LIBS))),-Xlinker -rpath,$(folder:%/=%))
+CUDA_OBJ = $(patsubst %.cu,$(BUILD)/%.o,$(wildcard kernels/cuda/*.cu))
 
-qwen_cuda.so: $(wildcard kernels/cuda/*.cu kernels/cuda/*.h)
-	$(NVCC) -shared $(CUDA_FLAGS) $(CUDA_LIB:%=-Xlinker -rpath,%) -I. -o $@ $(filter %.cu,$^)
+cuda: qwen_cuda.so
+ifeq (,$(CUDA_NCCL))
+	@echo "qwen_cuda.so is built without NCCL: there is none in $(NCCL_PLACES)"
+endif
 
-$(BUILD)/cuda_devices: test/gpu/devices.c kernels/cuda/plugin.h
+qwen_cuda.so: $(BUILD)/qwen_cuda.so
+	cp $< $@
+
+$(BUILD)/qwen_cuda.so: $(CUDA_OBJ)
+	$(NVCC) -shared $(CUDA_CODE) -o $@ $^ $(CUDA_LINK)
+
+# Objects that were built with another toolkit, or for other GPUs, must not be taken for these.
+CUDA_STAMP = $(BUILD)/kernels/cuda/toolkit
+CUDA_BUILD := $(strip $(NVCC) $(CUDA_FLAGS))
+ifneq ($(CUDA_BUILD),$(shell cat $(CUDA_STAMP) 2>/dev/null))
+.PHONY: $(CUDA_STAMP)
+endif
+$(CUDA_STAMP):
+	@mkdir -p $(@D)
+	@echo '$(CUDA_BUILD)' >$@
+
+$(BUILD)/kernels/cuda/%.o: kernels/cuda/%.cu $(CUDA_STAMP)
+	$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
+
+-include $(CUDA_OBJ:.o=.d)
+
+# Opens the plug-in and lists its devices; no device is fine, a plug-in that cannot be opened is not.
+cuda-load: $(BUILD)/qwen_cuda.so $(BUILD)/gpu/devices
+	$(BUILD)/gpu/devices $<
+
+# What the GPU gives at most, measured with the same library.
+$(BUILD)/gpu/ceilings: test/gpu/ceilings.cu $(CUDA_STAMP)
+	@mkdir -p $(@D)
+	$(NVCC) $(CUDA_FLAGS) -o $@ $< $(CUDA_LINK)
+endif
+
+$(BUILD)/gpu/devices: test/gpu/devices.c kernels/cuda/plugin.h
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< -ldl
 
-# Opens the plug-in and lists its devices; no device is fine, a plug-in that cannot be opened is not.
-cuda-load: qwen_cuda.so $(BUILD)/cuda_devices
-	$(BUILD)/cuda_devices ./qwen_cuda.so
+# Every operation of a plug-in against the oracle: of the plug-in that QWEN_CUDA_PLUGIN names, on a GPU, or of the one that
+# is made of the same files for processors.
+GPU_TESTS = $(patsubst test/gpu/%.c,$(BUILD)/gpu/%,$(wildcard test/gpu/test_ops_*.c))
 
-gpucheck: qwen_cuda.so $(BUILD)/cuda_devices
-	$(BUILD)/cuda_devices --require ./qwen_cuda.so
-endif
+$(BUILD)/gpu/test_ops_%: test/gpu/test_ops_%.c test/gpu/gpu_sets.h $(wildcard test/unit/*.h kernels/*.h) $(BUILD)/libqwen.a
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -o $@ $< $(BUILD)/libqwen.a $(ENGINE_LIBS) -lcmocka
+
+.PHONY: gpu-tests emulated-ops
+gpu-tests: $(GPU_TESTS)
+
+emulated-ops: emulated $(GPU_TESTS)
+	QWEN_CUDA_PLUGIN=$(BUILD)/emulated/qwen_cuda.so QWEN_EMULATED_GPUS=2 CMOCKA_MESSAGE_OUTPUT=TAP \
+		prove -j2 -e '' $(GPU_TESTS)
+
+# All that needs a GPU, and measurements on it. Both say loudly when there is none.
+.PHONY: gpucheck gpubench
+gpucheck:
+	+bash test/gpu/check
+
+gpubench:
+	+python3 test/bench/gpu.py
+
+# ---- the CUDA plug-in on a model of CUDA, for machines without a GPU: test/gpu/emulated ----
+#
+# The plug-in stands beside a copy of the engine, which opens the one in its own folder. What a GPU would answer with a
+# fault, or silently do otherwise, ends the program: accesses that are not aligned, shifts that are too wide, indexes beyond
+# an array.
+
+EMULATED_CXX ?= c++
+EMULATED_CHECKS ?= -fsanitize=alignment,bounds,shift -fno-sanitize-recover=all
+EMULATED_FLAGS = -std=gnu++17 -O2 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -pthread \
+	-DQWEN_CUDA_EMULATED -Itest/gpu/emulated -I.
+EMULATOR_OBJ = $(patsubst %.cpp,$(BUILD)/emulated/%.o,$(filter-out %/test_emulated.cpp,$(wildcard test/gpu/emulated/*.cpp)))
+EMULATED_OBJ = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(wildcard kernels/cuda/*.cu))
+
+.PHONY: emulated emulated-selftest
+emulated: $(BUILD)/emulated/qwen_cuda.so $(BUILD)/emulated/qwen-engine
+
+$(BUILD)/emulated/qwen-engine: $(BUILD)/qwen-engine
+	@mkdir -p $(@D)
+	cp $< $@
+
+$(BUILD)/emulated/qwen_cuda.so: $(EMULATED_OBJ) $(EMULATOR_OBJ)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) $(EMULATED_CHECKS) -shared -Wl,--no-undefined -o $@ $^
+
+$(BUILD)/emulated/%.o: %.cu
+	@mkdir -p $(@D)
+	$(EMULATED_CXX) -x c++ $(EMULATED_FLAGS) $(EMULATED_CHECKS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/emulated/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+
+-include $(EMULATED_OBJ:.o=.d) $(EMULATOR_OBJ:.o=.d)
+
+$(BUILD)/emulated/test_emulated: $(BUILD)/emulated/test/gpu/emulated/test_emulated.o $(EMULATOR_OBJ)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) -o $@ $^
+
+emulated-selftest: $(BUILD)/emulated/test_emulated
+	prove -e '' $<
+	QWEN_EMULATED_ORDER=reverse prove -e '' $<
+
+# What the plug-in's host side does, with its own objects, so that the tests reach what it does not export.
+HOST_TESTS = $(patsubst test/gpu/%.cpp,$(BUILD)/emulated/%,$(wildcard test/gpu/test_host*.cpp))
+
+$(HOST_TESTS): $(BUILD)/emulated/%: $(BUILD)/emulated/test/gpu/%.o $(EMULATED_OBJ) $(EMULATOR_OBJ)
+	$(EMULATED_CXX) $(EMULATED_FLAGS) $(EMULATED_CHECKS) -o $@ $^ -lcmocka
+
+.PHONY: emulated-host
+emulated-host: $(HOST_TESTS)
+	CMOCKA_MESSAGE_OUTPUT=TAP prove -e '' $(HOST_TESTS)
+
+-include $(patsubst %,$(BUILD)/emulated/test/gpu/%.d,$(notdir $(HOST_TESTS)))

@@ -196,6 +196,13 @@ check_numbers(const model_numbers *numbers, qwen_model_options *model)
 		   (!numbers->prefix_cache || parse_switch("prefix-cache", numbers->prefix_cache, &model->no_prefix_cache));
 }
 
+/* What the engine has to say beside results and errors. */
+static void
+log_line(const char *line)
+{
+	fprintf(stderr, "qwen-engine: %s\n", line);
+}
+
 int
 qwen_cli_parse(int argc, char **argv, const char *usage, const qwen_cli_option *options, qwen_model_options *model,
 			   bool weights, const char **file)
@@ -212,7 +219,8 @@ qwen_cli_parse(int argc, char **argv, const char *usage, const qwen_cli_option *
 								  .quantization = "none",
 								  .kv_dtype = "auto",
 								  .max_sequences = 256,
-								  .step_tokens = 512};
+								  .step_tokens = 512,
+								  .log = log_line};
 	add_options(&list, path);
 	if (weights)
 		add_model_options(&list, model, &numbers);

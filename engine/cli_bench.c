@@ -293,13 +293,14 @@ run_tests(bench *b)
 static void
 print_table(const bench *b, const qwen_model_options *options)
 {
-	const qwen_device *dev = qwen_model_device(b->model);
-
 	printf("model %s, %s, quantization %s, %.1f MB of weights, cache %s; loaded in %.2f s\n", options->path,
 		   qwen_model_dtype(b->model), qwen_model_quantization(b->model),
 		   (double) qwen_model_weight_bytes(b->model) / 1e6, qwen_model_kv_dtype(b->model), b->load_seconds);
-	printf("kernels %s, %d threads; measured %.1f GB/s, %.0f Gop/s in products, %.0f Gop/s in attention\n\n",
-		   dev->ops->name, dev->n_threads, b->rates.bandwidth / 1e9, b->rates.linear / 1e9, b->rates.attention / 1e9);
+	printf("kernels %s, %d threads", qwen_model_kernels(b->model), qwen_model_threads(b->model));
+	if (b->rates.bandwidth > 0)
+		printf("; measured %.1f GB/s, %.0f Gop/s in products, %.0f Gop/s in attention", b->rates.bandwidth / 1e9,
+			   b->rates.linear / 1e9, b->rates.attention / 1e9);
+	printf("\n\n");
 	printf("| test     | sequences | prompt | generated |   prefill t/s |             t/s |    ceiling |   %% | held "
 		   "by   |\n");
 	printf("|----------|----------:|-------:|----------:|--------------:|----------------:|-----------:|----:|---------"
@@ -328,14 +329,13 @@ row_object(const bench_row *r)
 static void
 print_json(const bench *b, const qwen_model_options *options)
 {
-	const qwen_device *dev = qwen_model_device(b->model);
 	json_t *rows = json_array();
 	json_t *all;
 
 	for (int i = 0; i < b->n_out; i++)
 		json_array_append_new(rows, row_object(&b->out[i]));
 	all = json_pack("{s:s, s:s, s:i, s:I, s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:o}", "model", options->path, "kernels",
-					dev->ops->name, "threads", dev->n_threads, "weights_bytes",
+					qwen_model_kernels(b->model), "threads", qwen_model_threads(b->model), "weights_bytes",
 					(json_int_t) qwen_model_weight_bytes(b->model), "dtype", qwen_model_dtype(b->model), "quantization",
 					qwen_model_quantization(b->model), "kv_dtype", qwen_model_kv_dtype(b->model), "load_seconds",
 					b->load_seconds, "bandwidth", b->rates.bandwidth, "linear_rate", b->rates.linear, "attention_rate",

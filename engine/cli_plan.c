@@ -114,17 +114,20 @@ static qwen_status
 make_plan(const plan_options *o, const char *model, qwen_geometry *geometry, qwen_plan *plan, qwen_error *err)
 {
 	qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES];
+	char why[256];
 	int n;
 	qwen_status rc = qwen_geometry_read(model, geometry, err);
 
 	if (rc != QWEN_OK)
 		return rc;
 	if (!o->devices)
-		n = qwen_machine_devices(devices);
-	else if ((rc = qwen_plan_describe(o->devices, devices, &n, err)) != QWEN_OK)
+		rc = qwen_machine_devices(&o->settings, devices, &n, why, sizeof(why), err);
+	else if ((rc = qwen_plan_describe(o->devices, devices, &n, err)) == QWEN_OK)
+		rc = qwen_plan_divide(&o->settings, devices, &n, err);
+	if (rc != QWEN_OK)
 		return rc;
-	if ((rc = qwen_plan_divide_cpu(&o->settings, devices, &n, err)) != QWEN_OK)
-		return rc;
+	if (!o->devices && why[0] && !o->json)
+		fprintf(stderr, "qwen-engine: no GPU, or not all: %s\n", why);
 	return qwen_plan_make(geometry, &o->settings, devices, n, plan, err);
 }
 

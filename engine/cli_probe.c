@@ -3,10 +3,12 @@
  *	  qwen-engine probe: what this machine gives.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../kernels/cpu/cpu_units.h"
 #include "cli.h"
+#include "gpu.h"
 #include "measure.h"
 #include "memory.h"
 
@@ -42,12 +44,30 @@ print_rates(qwen_device *dev)
 	}
 }
 
+/* CUDA devices with what they have and what is free now, or why there are none. */
+static void
+print_gpus(void)
+{
+	const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+	qwen_cuda_device gpus[QWEN_PLAN_MAX_DEVICES];
+	char why[256], total[32], free_now[32];
+	int n = qwen_gpu_list(gpus, QWEN_PLAN_MAX_DEVICES, why, sizeof(why));
+
+	for (const qwen_cuda_device *g = gpus; g < gpus + n; g++)
+		printf("cuda       cuda:%d, %s, sm_%d, %s, %s free\n", g->index, g->name, g->capability,
+			   qwen_memory_text(total, sizeof(total), g->total), qwen_memory_text(free_now, sizeof(free_now), g->free));
+	if (why[0])
+		printf("cuda       %s%s\n", n ? "not usable: " : "none: ", why);
+	if (visible)
+		printf("cuda       CUDA_VISIBLE_DEVICES is \"%s\"\n", visible);
+}
+
 int
 qwen_cmd_probe(int argc, char **argv)
 {
 	static const char usage[] =
 		"Prints what the machine gives: instruction sets found and chosen, cores, memory, measured read bandwidth and\n"
-		"measured matrix rates. Takes no model.";
+		"measured matrix rates, CUDA devices. Takes no model.";
 	qwen_model_options options;
 	char why[128], text[32];
 	qwen_device *dev;
@@ -65,7 +85,7 @@ qwen_cmd_probe(int argc, char **argv)
 	printf("cores      %d usable\n", qwen_cpu_count());
 	printf("memory     %s available\n", qwen_memory_text(text, sizeof(text), qwen_memory_available()));
 	print_rates(dev);
-	printf("cuda       no devices in this build\n");
+	print_gpus();
 	qwen_device_close(dev);
 	return 0;
 }

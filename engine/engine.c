@@ -129,7 +129,7 @@ static bool
 open_samplers(qwen_engine *e, size_t rows)
 {
 	int32_t vocab = qwen_model_config(e->model)->vocab_size;
-	int32_t n = qwen_model_device(e->model)->n_threads;
+	int32_t n = qwen_model_threads(e->model);
 
 	e->n_samplers = (size_t) n < rows ? n : (int32_t) rows;
 	e->samplers = calloc((size_t) e->n_samplers, sizeof(*e->samplers));

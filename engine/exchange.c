@@ -2,82 +2,63 @@
  * exchange.c
  *	  What devices give each other in a step.
  *
- * All devices are parts of one processor and see each other's memory: a sum
- * over shards is a loop, a hand-over a copy.  Sums are added in the order of
- * the shards, so that a step's result depends on nothing but the map.
+ * Which devices they are and how bytes get from one to another is the
+ * business of their kernels; here is what they exchange.  Sums are added in
+ * the order of the shards, so that a step's result depends on nothing but the
+ * map.
  */
 #include <string.h>
 
 #include "model_internal.h"
 
-/* Elements that a thread sums at a time. */
-#define SUM_GRAIN 4096
-
-typedef struct sum_job
+void
+qwen_stage_devices(const qwen_model *m, int stage, qwen_device **devs)
 {
-	const qwen_part *parts; /* [tp] */
-	int tp;
-} sum_job;
-
-/* A qwen_loop_fn over elements. */
-static void
-sum_piece(void *arg, int64_t begin, int64_t end)
-{
-	const sum_job *job = arg;
-	float *sum = job->parts[0].ws.delta;
-
-	for (int s = 1; s < job->tp; s++)
-	{
-		const float *other = job->parts[s].ws.delta;
-
-		for (int64_t i = begin; i < end; i++)
-			sum[i] += other[i];
-	}
-	for (int s = 1; s < job->tp; s++)
-		memcpy((float *) job->parts[s].ws.delta + begin, sum + begin, (size_t) (end - begin) * sizeof(float));
+	for (int s = 0; s < m->tp; s++)
+		devs[s] = qwen_stage_parts(m, stage)[s].dev;
 }
 
-void
+bool
 qwen_sum_shards(const qwen_model *m, int stage, int32_t n_tokens)
 {
-	const qwen_part *parts = qwen_stage_parts(m, stage);
-	sum_job job = {parts, m->tp};
+	qwen_device *devs[QWEN_PLAN_MAX_DEVICES];
+	void *deltas[QWEN_PLAN_MAX_DEVICES];
 
-	if (m->tp > 1)
-		parts->dev->ops->loop(parts->dev, (int64_t) n_tokens * m->config.hidden_size, SUM_GRAIN, sum_piece, &job);
+	if (m->tp == 1)
+		return true;
+	qwen_stage_devices(m, stage, devs);
+	for (int s = 0; s < m->tp; s++)
+		deltas[s] = qwen_stage_parts(m, stage)[s].ws.delta;
+	return devs[0]->ops->sum(devs, deltas, m->tp, (int64_t) n_tokens * m->config.hidden_size);
 }
 
-void
-qwen_share_rows(const qwen_model *m, int stage, const int32_t *tokens, int32_t n_tokens)
+bool
+qwen_sum_rows(const qwen_model *m, int stage, int32_t n_tokens)
 {
-	const qwen_part *parts = qwen_stage_parts(m, stage);
-	size_t row = (size_t) m->config.hidden_size * parts->dev->act_bytes;
-	int32_t shard_rows = m->config.vocab_size / m->tp;
+	qwen_device *devs[QWEN_PLAN_MAX_DEVICES];
+	float *rows[QWEN_PLAN_MAX_DEVICES];
 
-	for (int32_t t = 0; t < n_tokens; t++)
-	{
-		int owner = tokens[t] / shard_rows;
-		const char *src = (const char *) parts[owner].ws.resid + (size_t) t * row;
-
-		for (int s = 0; s < m->tp; s++)
-			if (s != owner)
-				memcpy((char *) parts[s].ws.resid + (size_t) t * row, src, row);
-	}
+	if (m->tp == 1)
+		return true;
+	qwen_stage_devices(m, stage, devs);
+	for (int s = 0; s < m->tp; s++)
+		rows[s] = qwen_stage_parts(m, stage)[s].ws.resid;
+	return devs[0]->ops->sum_resid(devs, rows, m->tp, (int64_t) n_tokens * m->config.hidden_size);
 }
 
 bool
 qwen_hand_over(const qwen_model *m, int from, int to, int32_t n_tokens, bool delta)
 {
+	size_t bytes = (size_t) n_tokens * (size_t) m->config.hidden_size * sizeof(float);
 	bool ok = true;
 
 	for (int s = 0; s < m->tp; s++)
 	{
 		const qwen_part *a = qwen_stage_parts(m, from) + s, *b = qwen_stage_parts(m, to) + s;
-		size_t bytes = (size_t) n_tokens * (size_t) m->config.hidden_size * a->dev->act_bytes;
 
-		ok = ok && b->dev->ops->upload(b->dev, b->ws.resid, a->ws.resid, bytes);
 		if (delta)
-			ok = ok && b->dev->ops->upload(b->dev, b->ws.delta, a->ws.delta, bytes);
+			a->dev->ops->add(a->dev, a->ws.resid, a->ws.delta, n_tokens, m->config.hidden_size);
+		ok = ok && b->dev->ops->copy(b->dev, b->ws.resid, a->dev, a->ws.resid, bytes);
 	}
 	return ok;
 }

@@ -2,22 +2,20 @@
  * machine.c
  *	  The devices of this machine, with the memory that they have now.
  *
- * GPUs are asked through the plug-in, which is a library of its own so that
- * one program serves machines with and without them; a machine that has none,
- * or whose driver does not answer, is one with a processor alone.
+ * Looking for GPUs takes a context on each of them, so they are left alone
+ * when the map keeps to processors.  A machine that has none, or whose driver
+ * does not answer, is one with a processor alone, unless the settings name a
+ * GPU: what is asked for by name is never replaced silently.
  */
 #include "machine.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "../kernels/cuda/plugin.h"
+#include "gpu.h"
 #include "memory.h"
-
-typedef int (*abi_fn)(void);
-typedef int (*devices_fn)(qwen_cuda_device *devices, int max, char *why, size_t why_size);
 
 qwen_plan_device
 qwen_machine_processor(void)
@@ -31,50 +29,53 @@ qwen_machine_processor(void)
 	return d;
 }
 
-/* The plug-in stands in this program's folder. */
-static void *
-open_plugin(void)
+static bool
+mentions(const char *setting, const char *device)
 {
-	static const char name[] = "qwen_cuda.so";
-	char path[4096];
-	ssize_t len = readlink("/proc/self/exe", path, sizeof(path) - sizeof(name));
-	char *slash;
-
-	if (len <= 0)
-		return NULL;
-	path[len] = '\0';
-	slash = strrchr(path, '/');
-	memcpy(slash ? slash + 1 : path, name, sizeof(name));
-	return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	return setting && strstr(setting, device);
 }
 
-/* The plug-in stays open: it has made contexts that last as long as the process. */
 static int
-list_gpus(qwen_cuda_device *gpus, int max)
+list_gpus(qwen_plan_device *devices, int max, char *why, size_t why_size)
 {
-	void *plugin = open_plugin();
-	abi_fn abi = plugin ? (abi_fn) (uintptr_t) dlsym(plugin, "qwen_cuda_abi") : NULL;
-	devices_fn list = plugin ? (devices_fn) (uintptr_t) dlsym(plugin, "qwen_cuda_devices") : NULL;
-	char why[256];
-	int n;
-
-	if (!abi || !list || abi() != QWEN_CUDA_ABI)
-		return 0;
-	n = list(gpus, max, why, sizeof(why));
-	return n < max ? n : max;
-}
-
-int
-qwen_machine_devices(qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES])
-{
-	qwen_cuda_device gpus[QWEN_PLAN_MAX_DEVICES - 1];
-	int n = list_gpus(gpus, QWEN_PLAN_MAX_DEVICES - 1);
+	qwen_cuda_device gpus[QWEN_PLAN_MAX_DEVICES];
+	int n = qwen_gpu_list(gpus, max, why, why_size);
 
 	for (int i = 0; i < n; i++)
 	{
-		devices[i] = (qwen_plan_device){.kind = QWEN_DEVICE_CUDA, .total = gpus[i].total, .free = gpus[i].free};
+		devices[i] = (qwen_plan_device){
+			.kind = QWEN_DEVICE_CUDA, .total = gpus[i].total, .free = gpus[i].free, .has_context = true};
 		snprintf(devices[i].name, sizeof(devices[i].name), "cuda:%d", gpus[i].index);
 	}
-	devices[n] = qwen_machine_processor();
-	return n + 1;
+	return n;
+}
+
+/* What hides GPUs from the driver is shown, as it is easily forgotten. */
+static qwen_status
+refuse_gpus(const char *why, qwen_error *err)
+{
+	const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+
+	qwen_fail(err, QWEN_UNSUPPORTED, "there are no CUDA devices that could be used");
+	if (visible)
+		qwen_fail_detail(err, "The reason: %.200s; CUDA_VISIBLE_DEVICES is \"%.40s\".", why, visible);
+	else
+		qwen_fail_detail(err, "The reason: %.200s.", why);
+	return qwen_fail_hint(err, "Set qwen.device_map to auto or to devices of the processor: cpu, cpu:0, cpu:1.");
+}
+
+qwen_status
+qwen_machine_devices(const qwen_plan_settings *settings, qwen_plan_device devices[QWEN_PLAN_MAX_DEVICES], int *n,
+					 char *why, size_t why_size, qwen_error *err)
+{
+	bool named = mentions(settings->device_map, "cuda") || mentions(settings->max_memory, "cuda");
+
+	*n = 0;
+	why[0] = '\0';
+	if (named || (!mentions(settings->device_map, "cpu") && qwen_gpu_installed()))
+		*n = list_gpus(devices, QWEN_PLAN_MAX_DEVICES - 1, why, why_size);
+	if (named && *n == 0)
+		return refuse_gpus(why, err);
+	devices[(*n)++] = qwen_machine_processor();
+	return qwen_plan_divide(settings, devices, n, err);
 }

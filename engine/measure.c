@@ -149,7 +149,7 @@ allocate_product(qwen_device *dev, product *p, qwen_dtype dtype)
 	p->w = (qwen_matrix){.dtype = ops->matrix_dtype(dev, dtype), .n = MATRIX_N, .k = MATRIX_K};
 	p->w.bytes = ops->matrix_bytes(dev, p->w.dtype, MATRIX_N, MATRIX_K);
 	p->x_bytes = (size_t) MATRIX_ROWS * (MATRIX_K > MATRIX_N ? MATRIX_K : MATRIX_N) * dev->act_bytes;
-	p->scratch_bytes = ops->scratch_bytes(dev, MATRIX_ROWS, MATRIX_K);
+	p->scratch_bytes = ops->scratch_bytes(dev, &(qwen_needs){.rows = MATRIX_ROWS, .k = MATRIX_K});
 	p->w.data = ops->alloc(dev, p->w.bytes);
 	p->x = ops->alloc(dev, p->x_bytes);
 	p->out = ops->alloc(dev, p->x_bytes);
@@ -166,7 +166,7 @@ release_product(qwen_device *dev, product *p)
 	dev->ops->free(dev, p->scratch, p->scratch_bytes);
 }
 
-/* Weights at random, no zeros; activations are rows of them, which the device writes in whatever type it keeps. */
+/* Weights at random, no zeros; activations are rows of them: floats, as those of all processors. */
 static void
 fill_product(qwen_device *dev, product *p)
 {

@@ -12,25 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dtype.h"
 #include "machine.h"
 #include "model_internal.h"
 
 /* ---- planning ---- */
-
-/* The devices that this build can compute on: the processor, in as many parts as the settings name. */
-static qwen_status
-list_devices(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n, qwen_error *err)
-{
-	if (settings->device_map && strstr(settings->device_map, "cuda"))
-	{
-		qwen_fail(err, QWEN_UNSUPPORTED, "there are no CUDA devices in this build");
-		return qwen_fail_hint(err, "Set qwen.device_map to auto or to devices of the processor: cpu, cpu:0, cpu:1.");
-	}
-	devices[0] = qwen_machine_processor();
-	*n = 1;
-	return qwen_plan_divide_cpu(settings, devices, n, err);
-}
 
 /* The oracle keeps everything in float, whatever is asked for. */
 static void
@@ -38,6 +23,22 @@ plan_for_oracle(qwen_plan_settings *settings)
 {
 	settings->dtype = settings->kv_dtype = "float32";
 	settings->quantization = "none";
+}
+
+/* The machine's devices; what keeps GPUs from being used although nobody forbids them goes to the log. */
+static qwen_status
+list_devices(const qwen_plan_settings *settings, const qwen_model_options *options, qwen_plan_device *devices, int *n,
+			 qwen_error *err)
+{
+	char why[256], line[320];
+	qwen_status rc = qwen_machine_devices(settings, devices, n, why, sizeof(why), err);
+
+	if (rc != QWEN_OK || !why[0] || !options->log)
+		return rc;
+	snprintf(line, sizeof(line), "%s: %s", devices[0].kind == QWEN_DEVICE_CUDA ? "a GPU is not used" : "no GPU is used",
+			 why);
+	options->log(line);
+	return QWEN_OK;
 }
 
 /* m->plan, or the refusal; what the checkpoint's tensors are counts, not what config.json says of them. */
@@ -69,7 +70,7 @@ make_plan(qwen_model *m, const qwen_model_options *options, const qwen_checkpoin
 	if (options->kernels && !strcmp(options->kernels, "ref"))
 		plan_for_oracle(&settings);
 	if ((rc = qwen_geometry_read(options->path, &geometry, err)) != QWEN_OK ||
-		(rc = list_devices(&settings, devices, &n, err)) != QWEN_OK)
+		(rc = list_devices(&settings, options, devices, &n, err)) != QWEN_OK)
 		return rc;
 	snprintf(geometry.dtype, sizeof(geometry.dtype), "%s", qwen_dtype_name(qwen_checkpoint_dtype(checkpoint)));
 	if ((rc = qwen_plan_make(&geometry, &settings, devices, n, &m->plan, err)) != QWEN_OK)
@@ -92,22 +93,6 @@ set_heads(qwen_model *m)
 		.rotary = m->config.head_dim,
 		.eps = m->config.rms_norm_eps,
 	};
-}
-
-/* By itself the cache keeps what the model was published in: quantising the weights says nothing about it. */
-static qwen_status
-choose_kv_dtype(qwen_model *m, const char *asked, qwen_error *err)
-{
-	const qwen_device *dev = m->parts[0].dev;
-	qwen_dtype wanted = m->plan.dtype;
-	bool chosen;
-	qwen_status rc = qwen_dtype_parse(&qwen_setting_kv_dtype, asked, &chosen, &wanted, err);
-
-	if (rc != QWEN_OK)
-		return rc;
-	m->kv_dtype = dev->ops->kv_dtype(dev, wanted);
-	m->kv_block_bytes = dev->ops->kv_block_bytes(dev, m->kv_dtype, &m->heads);
-	return QWEN_OK;
 }
 
 /* Whom to tell how far loading is. */
@@ -141,7 +126,7 @@ load(qwen_model *m, const qwen_model_options *options, const qwen_checkpoint *ch
 	if (rc != QWEN_OK)
 		return rc;
 	if ((rc = qwen_parts_allocate(m, err)) == QWEN_OK)
-		rc = qwen_weights_load(plan, checkpoint, observe, &o, err);
+		rc = qwen_weights_load(plan, checkpoint, m->host, observe, &o, err);
 	qwen_weight_plan_free(plan);
 	return rc;
 }
@@ -159,7 +144,7 @@ open_model(qwen_model *m, const qwen_model_options *options, qwen_progress_fn pr
 	if ((rc = make_plan(m, options, checkpoint, err)) == QWEN_OK && (rc = qwen_parts_open(m, options, err)) == QWEN_OK)
 	{
 		set_heads(m);
-		if ((rc = choose_kv_dtype(m, options->kv_dtype, err)) == QWEN_OK)
+		if ((rc = qwen_parts_choose_cache(m, options->kv_dtype, err)) == QWEN_OK)
 			rc = load(m, options, checkpoint, progress, arg, err);
 	}
 	qwen_checkpoint_close(checkpoint);
@@ -207,7 +192,7 @@ qwen_model_close(qwen_model *m)
 void
 qwen_model_loop(qwen_model *m, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
 {
-	m->parts[0].dev->ops->loop(m->parts[0].dev, n, grain, fn, arg);
+	m->host->ops->loop(m->host, n, grain, fn, arg);
 }
 
 const qwen_config *
@@ -216,10 +201,10 @@ qwen_model_config(const qwen_model *m)
 	return &m->config;
 }
 
-const qwen_device *
-qwen_model_device(const qwen_model *m)
+int
+qwen_model_threads(const qwen_model *m)
 {
-	return m->parts[0].dev;
+	return m->host->n_threads;
 }
 
 const qwen_plan *
@@ -261,7 +246,11 @@ qwen_model_kv_blocks(const qwen_model *m)
 uint64_t
 qwen_model_kv_token_bytes(const qwen_model *m)
 {
-	return 2 * (uint64_t) m->config.n_layers * (uint64_t) m->tp * m->kv_block_bytes / QWEN_KV_BLOCK;
+	uint64_t sum = 0;
+
+	for (const qwen_part *p = m->parts; p < m->parts + m->n_parts; p++)
+		sum += 2 * (uint64_t) p->share->n_layers * p->kv_block_bytes;
+	return sum / QWEN_KV_BLOCK;
 }
 
 int
@@ -294,6 +283,12 @@ layer_part(const qwen_model *m)
 }
 
 const char *
+qwen_model_kernels(const qwen_model *m)
+{
+	return layer_part(m)->dev->ops->name;
+}
+
+const char *
 qwen_model_dtype(const qwen_model *m)
 {
 	return qwen_dtype_name(layer_part(m)->weights->dtype);
@@ -310,5 +305,5 @@ qwen_model_quantization(const qwen_model *m)
 const char *
 qwen_model_kv_dtype(const qwen_model *m)
 {
-	return qwen_dtype_name(m->kv_dtype);
+	return qwen_dtype_name(layer_part(m)->kv_dtype);
 }

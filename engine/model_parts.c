@@ -10,10 +10,15 @@
 #include <string.h>
 
 #include "config_rope.h"
+#include "dtype.h"
+#include "gpu.h"
 #include "model_internal.h"
 
 /* Positions whose rope rows are made at a time, so that no second table stands on the host. */
 #define ROPE_ROWS 1024
+
+/* Activations begin at multiples of it: a line of a processor's cache, two of a GPU's shortest transfers. */
+#define ARENA_ALIGN 64
 
 qwen_part *
 qwen_stage_parts(const qwen_model *m, int stage)
@@ -23,19 +28,32 @@ qwen_stage_parts(const qwen_model *m, int stage)
 
 /* ---- opening ---- */
 
-/* The first device brings the threads. */
+/* The processor, whatever the plan's devices are: its threads load, sample, and are those of all parts on it. */
 static qwen_status
-open_device(qwen_model *m, qwen_part *part, const qwen_model_options *options, qwen_error *err)
+open_host(qwen_model *m, const qwen_model_options *options, qwen_error *err)
 {
-	const char *name = part->share->device.name;
 	char why[128];
 
-	if (part == m->parts)
-		part->dev =
-			qwen_device_open(name, options->kernels ? options->kernels : "auto", options->threads, why, sizeof(why));
+	m->host = qwen_device_open("cpu", options->kernels ? options->kernels : "auto", options->threads, why, sizeof(why));
+	return m->host ? QWEN_OK : qwen_fail(err, QWEN_INVALID, "%s", why);
+}
+
+/* A GPU computes in the type of the model, were it not quantised. */
+static qwen_status
+open_device(const qwen_model *m, qwen_part *part, qwen_error *err)
+{
+	const qwen_plan_device *device = &part->share->device;
+	char why[256];
+
+	if (device->kind == QWEN_DEVICE_CUDA)
+		part->dev = qwen_gpu_open(device->name, m->plan.dtype, why, sizeof(why));
 	else
-		part->dev = qwen_device_open_beside(m->parts[0].dev, name, why, sizeof(why));
-	return part->dev ? QWEN_OK : qwen_fail(err, QWEN_INVALID, "%s", why);
+		part->dev = qwen_device_open_beside(m->host, device->name, why, sizeof(why));
+	if (part->dev)
+		return QWEN_OK;
+	qwen_fail(err, QWEN_NOT_READY, "could not open device %s", device->name);
+	qwen_fail_detail(err, "The reason: %s.", why);
+	return qwen_fail_hint(err, "Set qwen.device_map to devices that work, such as cpu.");
 }
 
 /* What is to be loaded into it. */
@@ -50,6 +68,7 @@ describe_part(qwen_model *m, qwen_part *part, int stage, int shard, qwen_error *
 		return qwen_fail_memory(err, (size_t) plan->n_layers * sizeof(*part->kv));
 	for (int i = 0; i < plan->n_layers; i++)
 		part->holds[i] = plan->layer_stage[i] == stage;
+	part->idle = part->share->n_layers == 0 && plan->embed_stage != stage && plan->head_stage != stage;
 	*part->weights = (qwen_weights){
 		.dev = part->dev,
 		.shard = shard,
@@ -61,31 +80,64 @@ describe_part(qwen_model *m, qwen_part *part, int stage, int shard, qwen_error *
 	return QWEN_OK;
 }
 
+/* Devices that share layers are to know each other. */
+static qwen_status
+join_stages(const qwen_model *m, qwen_error *err)
+{
+	qwen_device *devs[QWEN_PLAN_MAX_DEVICES];
+
+	for (int stage = 0; m->tp > 1 && stage < m->plan.n_stages; stage++)
+	{
+		qwen_stage_devices(m, stage, devs);
+		if (!devs[0]->ops->join(devs, m->tp))
+			return qwen_fail(err, QWEN_INTERNAL, "devices %s to %s could not be joined", devs[0]->name,
+							 devs[m->tp - 1]->name);
+	}
+	return QWEN_OK;
+}
+
 qwen_status
 qwen_parts_open(qwen_model *m, const qwen_model_options *options, qwen_error *err)
 {
 	const qwen_plan *plan = &m->plan;
 	int n = plan->n_stages * plan->tensor_parallel;
+	qwen_status rc = open_host(m, options, err);
 
 	m->tp = plan->tensor_parallel;
 	m->parts = calloc((size_t) n, sizeof(*m->parts));
 	m->weights = calloc((size_t) n, sizeof(*m->weights));
-	if (!m->parts || !m->weights)
-		return qwen_fail_memory(err, (size_t) n * sizeof(*m->weights));
-	for (int i = 0; i < n; i++)
+	if (rc == QWEN_OK && (!m->parts || !m->weights))
+		rc = qwen_fail_memory(err, (size_t) n * sizeof(*m->weights));
+	for (int i = 0; rc == QWEN_OK && i < n; i++)
 	{
 		qwen_part *part = &m->parts[i];
 		int stage = i / m->tp, shard = i % m->tp;
-		qwen_status rc;
 
 		part->weights = &m->weights[i];
 		part->share = &plan->devices[plan->stages[stage][shard]];
 		m->n_parts = i + 1;
-		if ((rc = open_device(m, part, options, err)) != QWEN_OK ||
-			(rc = describe_part(m, part, stage, shard, err)) != QWEN_OK)
-			return rc;
+		if ((rc = open_device(m, part, err)) == QWEN_OK)
+			rc = describe_part(m, part, stage, shard, err);
 	}
-	return QWEN_OK;
+	return rc == QWEN_OK ? join_stages(m, err) : rc;
+}
+
+/* ---- the cache's type ---- */
+
+/* By itself the cache keeps what the model was published in: quantising the weights says nothing about it. */
+qwen_status
+qwen_parts_choose_cache(qwen_model *m, const char *asked, qwen_error *err)
+{
+	qwen_dtype wanted = m->plan.dtype;
+	bool chosen;
+	qwen_status rc = qwen_dtype_parse(&qwen_setting_kv_dtype, asked, &chosen, &wanted, err);
+
+	for (qwen_part *p = m->parts; rc == QWEN_OK && p < m->parts + m->n_parts; p++)
+	{
+		p->kv_dtype = p->dev->ops->kv_dtype(p->dev, wanted);
+		p->kv_block_bytes = p->dev->ops->kv_block_bytes(p->dev, p->kv_dtype, &m->heads);
+	}
+	return rc;
 }
 
 /* ---- allocating ---- */
@@ -103,13 +155,13 @@ allocate(qwen_part *part, void **out, size_t bytes, qwen_error *err)
 	return QWEN_OK;
 }
 
-/* The next `bytes` of an arena, from a border of 64 on. */
+/* The next `bytes` of an arena, and where what comes after them begins. */
 static void *
 take(char **arena, size_t bytes)
 {
 	char *p = *arena;
 
-	*arena = p + (bytes + 63) / 64 * 64;
+	*arena = p + (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 	return p;
 }
 
@@ -123,7 +175,7 @@ lay_out(const qwen_model *m, qwen_part *part)
 	qwen_workspace *ws = &part->ws;
 	char *at = part->arena, *phase, *end;
 
-	ws->resid = take(&at, t * h * a);
+	ws->resid = take(&at, t * h * sizeof(float));
 	ws->norm = take(&at, t * h * a);
 	ws->delta = take(&at, t * h * a);
 	if (part->weights->has_head)
@@ -140,19 +192,44 @@ lay_out(const qwen_model *m, qwen_part *part)
 	return at + t * f * a > end ? at + t * f * a : end;
 }
 
-/* Scratch memory that the device's products ask for. */
-static size_t
-scratch_bytes(const qwen_model *m, const qwen_part *part)
+/* The most that a step asks of the device, as the planner counts it. */
+static qwen_needs
+part_needs(const qwen_model *m, const qwen_part *part)
 {
-	size_t (*bytes)(const qwen_device *, int32_t, int64_t) = part->dev->ops->scratch_bytes;
 	int64_t h = m->config.hidden_size, q = (int64_t) m->heads.n_q * m->heads.dim;
-	const size_t needs[] = {bytes(part->dev, m->step_tokens, h), bytes(part->dev, m->step_tokens, q),
-							bytes(part->dev, m->step_tokens, m->config.intermediate_size / m->tp)};
-	size_t most = part->weights->has_head ? bytes(part->dev, m->max_sequences, h) : 0;
+	int64_t f = m->config.intermediate_size / m->tp, longest = q > f ? q : f;
+	qwen_needs needs = {.rows = m->step_tokens,
+						.sequences = m->max_sequences,
+						.blocks = (int64_t) m->max_sequences * ((m->max_len + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK)};
 
-	for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]) && part->share->n_layers > 0; i++)
-		most = needs[i] > most ? needs[i] : most;
-	return most;
+	if (part->share->n_layers > 0)
+	{
+		needs.k = h > longest ? h : longest;
+		needs.n_q = m->heads.n_q;
+		needs.dim = m->heads.dim;
+	}
+	if (part->weights->has_head)
+	{
+		needs.logit_rows = m->max_sequences;
+		needs.head_k = h;
+		needs.vocab = m->config.vocab_size / m->tp;
+	}
+	return needs;
+}
+
+static size_t
+scratch_bytes(const qwen_part *part)
+{
+	return part->idle ? 0 : part->dev->ops->scratch_bytes(part->dev, &part->dev->needs);
+}
+
+/* Of a device that has the head and whose memory is not the host's, where they go at once. */
+static size_t
+logits_bytes(const qwen_part *part)
+{
+	const qwen_needs *needs = &part->dev->needs;
+
+	return part->dev->host ? 0 : (size_t) needs->logit_rows * (size_t) needs->vocab * sizeof(float);
 }
 
 /* In pieces, so that the host never holds the whole table a second time. */
@@ -181,7 +258,7 @@ upload_rope(const qwen_model *m, qwen_part *part, qwen_error *err)
 static qwen_status
 allocate_cache(const qwen_model *m, qwen_part *part, qwen_error *err)
 {
-	part->kv_bytes = (size_t) m->plan.kv_blocks * m->kv_block_bytes;
+	part->kv_bytes = (size_t) m->plan.kv_blocks * part->kv_block_bytes;
 	for (int i = 0; i < m->config.n_layers; i++)
 	{
 		qwen_kv_layer *kv = &part->kv[i];
@@ -189,7 +266,7 @@ allocate_cache(const qwen_model *m, qwen_part *part, qwen_error *err)
 
 		if (!part->holds[i])
 			continue;
-		kv->dtype = m->kv_dtype;
+		kv->dtype = part->kv_dtype;
 		kv->n_blocks = (int64_t) m->plan.kv_blocks;
 		if ((rc = allocate(part, &kv->k, part->kv_bytes, err)) != QWEN_OK ||
 			(rc = allocate(part, &kv->v, part->kv_bytes, err)) != QWEN_OK)
@@ -203,30 +280,35 @@ static qwen_status
 check_against_plan(const qwen_model *m, const qwen_part *part, qwen_error *err)
 {
 	const qwen_plan_usage *u = &part->share->usage;
-	uint64_t cache = 2 * m->plan.kv_blocks * m->kv_block_bytes * (uint64_t) part->share->n_layers;
+	uint64_t cache = 2 * m->plan.kv_blocks * part->kv_block_bytes * (uint64_t) part->share->n_layers;
 
-	if (part->weights->bytes <= qwen_plan_weights(u) && cache <= u->kv && scratch_bytes(m, part) <= u->scratch)
+	if (part->weights->bytes <= qwen_plan_weights(u) && cache <= u->kv && scratch_bytes(part) <= u->scratch &&
+		logits_bytes(part) <= u->logits)
 		return QWEN_OK;
 	qwen_fail(err, QWEN_INTERNAL, "device %s needs more memory than was planned", part->dev->name);
 	return qwen_fail_detail(err, "Weights %llu of %llu bytes, cache %llu of %llu, scratch %llu of %llu.",
 							(unsigned long long) part->weights->bytes, (unsigned long long) qwen_plan_weights(u),
 							(unsigned long long) cache, (unsigned long long) u->kv,
-							(unsigned long long) scratch_bytes(m, part), (unsigned long long) u->scratch);
+							(unsigned long long) scratch_bytes(part), (unsigned long long) u->scratch);
 }
 
 static qwen_status
 allocate_part(const qwen_model *m, qwen_part *part, qwen_error *err)
 {
 	const qwen_plan_usage *u = &part->share->usage;
-	void *rope = NULL;
+	void *rope = NULL, *logits = NULL;
 	qwen_status rc;
 
+	part->dev->needs = part_needs(m, part);
 	if ((rc = check_against_plan(m, part, err)) != QWEN_OK ||
 		(rc = allocate(part, &part->arena, (size_t) u->activations, err)) != QWEN_OK ||
 		(rc = allocate(part, &part->dev->scratch, (size_t) u->scratch, err)) != QWEN_OK ||
 		(rc = allocate(part, &rope, (size_t) u->rope, err)) != QWEN_OK)
 		return rc;
 	part->rope = rope;
+	if ((rc = allocate(part, &logits, logits_bytes(part), err)) != QWEN_OK)
+		return rc;
+	part->dev->d_logits = logits;
 	if (part->arena && lay_out(m, part) > (char *) part->arena + u->activations)
 		return qwen_fail(err, QWEN_INTERNAL, "device %s needs more activations than were planned", part->dev->name);
 	if (part->rope && (rc = upload_rope(m, part, err)) != QWEN_OK)
@@ -242,7 +324,7 @@ allocate_exchange(qwen_model *m, qwen_error *err)
 
 	if (m->tp == 1)
 		return QWEN_OK;
-	m->local_ids = malloc((size_t) m->step_tokens * sizeof(int32_t));
+	m->local_ids = malloc((size_t) m->tp * (size_t) m->step_tokens * sizeof(int32_t));
 	m->local_logits = malloc(width * sizeof(float));
 	m->moved = malloc((size_t) m->tp * (size_t) m->max_sequences * sizeof(bool));
 	return m->local_ids && m->local_logits && m->moved ? QWEN_OK : qwen_fail_memory(err, width * sizeof(float));
@@ -274,13 +356,14 @@ free_part(const qwen_model *m, qwen_part *part)
 		dev->ops->free(dev, part->kv[i].k, part->kv_bytes);
 		dev->ops->free(dev, part->kv[i].v, part->kv_bytes);
 	}
+	dev->ops->free(dev, dev->d_logits, logits_bytes(part));
 	dev->ops->free(dev, dev->scratch, (size_t) u->scratch);
 	dev->ops->free(dev, part->rope, (size_t) u->rope);
 	dev->ops->free(dev, part->arena, (size_t) u->activations);
 	qwen_weights_free(part->weights);
 }
 
-/* The first device, whose threads the others use, is closed last. */
+/* The host, whose threads the others use, is closed last. */
 void
 qwen_parts_close(qwen_model *m)
 {
@@ -294,6 +377,7 @@ qwen_parts_close(qwen_model *m)
 		free(part->holds);
 		qwen_device_close(part->dev);
 	}
+	qwen_device_close(m->host);
 	free(m->parts);
 	free(m->weights);
 	free(m->local_ids);

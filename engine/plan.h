@@ -31,11 +31,12 @@ typedef enum qwen_device_kind
 /* A device as the machine, or a description, has it. */
 typedef struct qwen_plan_device
 {
-	char name[16]; /* "cpu", "cpu:1", "cuda:0" */
+	char name[16]; /* "cpu", "cpu:1", "cuda:0", "cuda:0.1" */
 	qwen_device_kind kind;
 	uint64_t total;   /* bytes */
 	uint64_t free;    /* bytes that we may use now */
 	double bandwidth; /* bytes a second that it reads, 0: unknown */
+	bool has_context; /* our context on this GPU is made already, and not part of `free` */
 } qwen_plan_device;
 
 /* The settings of the same names, NULL or 0: their defaults. */
@@ -71,7 +72,8 @@ typedef struct qwen_plan_usage
 	uint64_t logits;
 	uint64_t scratch; /* of the operations */
 	uint64_t rope;
-	uint64_t overhead; /* of a GPU context, graphs, libraries; of a processor what the engine keeps beside the model */
+	uint64_t
+		overhead; /* of a GPU its context, where it is still to come, and graphs; of a processor what the engine keeps */
 	uint64_t margin;
 } qwen_plan_usage;
 
@@ -162,10 +164,10 @@ bool qwen_parse_size(const char *text, size_t len, uint64_t *out);
 qwen_status qwen_plan_describe(const char *text, qwen_plan_device *devices, int *n, qwen_error *err);
 
 /*
- * Puts the processors "cpu:0", "cpu:1" ... that settings name in the place of "cpu": several devices may share one
- * processor, each with its own budget; what has no limit gets an equal part of the rest.
+ * Puts the devices "cpu:0", "cpu:1" ... that settings name in the place of "cpu", and "cuda:0.0", "cuda:0.1" ...
+ * in the place of "cuda:0": several devices may share one processor or GPU, each with its own budget; what has no limit
+ * gets an equal part of the rest.
  */
-qwen_status qwen_plan_divide_cpu(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n,
-								 qwen_error *err);
+qwen_status qwen_plan_divide(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n, qwen_error *err);
 
 #endif

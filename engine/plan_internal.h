@@ -20,14 +20,15 @@
 /* How a kind of device stores things: all that the terms need to know of it. */
 typedef struct qwen_plan_kind
 {
-	uint64_t act_bytes;   /* of an activation */
+	uint64_t act_bytes;   /* of an activation; 0: as the model's type has it */
 	uint64_t resid_bytes; /* of an element of the residual stream */
 	uint64_t align;       /* of the parts of the activations' arena */
 	uint64_t (*matrix_bytes)(qwen_dtype dtype, int64_t n, int64_t k);
-	uint64_t (*scratch_bytes)(int64_t rows, int64_t k);
+	uint64_t (*scratch_bytes)(const qwen_needs *needs);
 	uint64_t (*engine_bytes)(int64_t vocab, int threads, int sequences); /* where the head is: the engine's own */
 	uint64_t block_bytes;                                                /* and of it, for each block of the cache */
-	uint64_t overhead;       /* a device that is used at all: context, graphs, libraries */
+	uint64_t context;        /* what a process takes on such a device before it does anything */
+	uint64_t overhead;       /* and what a device that is used at all takes for itself */
 	uint64_t group_overhead; /* and one that works with others in tensor parallel */
 	uint64_t margin;
 	uint64_t kv_share; /* an automatic cache takes 1 of so many parts of what the rest leaves */
@@ -48,23 +49,24 @@ typedef struct qwen_plan_items
 /* Bytes of the items on one device of a kind, computed once. */
 typedef struct qwen_plan_sizes
 {
-	const qwen_plan_kind *kind;
 	bool tied;
 	uint64_t edge; /* embedding, or head */
 	uint64_t norm;
 	uint64_t layer[QWEN_LAYER_KINDS];
-	uint64_t kv_block;                /* of one layer with full attention, keys and values */
-	uint64_t state;                   /* of one DeltaNet layer and sequence */
-	uint64_t stream;                  /* activations that are always there */
-	uint64_t rows;                    /* of the head */
-	uint64_t phase[QWEN_LAYER_KINDS]; /* and those of a layer's phases, which come one after the other */
-	uint64_t layer_scratch[QWEN_LAYER_KINDS];
-	uint64_t head_scratch;
+	uint64_t kv_block;                 /* of one layer with full attention, keys and values */
+	uint64_t state;                    /* of one DeltaNet layer and sequence */
+	uint64_t stream;                   /* activations that are always there */
+	uint64_t rows;                     /* of the head */
+	uint64_t phase[QWEN_LAYER_KINDS];  /* and those of a layer's phases, which come one after the other */
+	int64_t longest[QWEN_LAYER_KINDS]; /* elements of a row of a layer's products, at most */
+	qwen_needs needs;                  /* of a device that has layers and head, but for k */
 	uint64_t logits;
 	uint64_t rope;
+	uint64_t (*scratch_bytes)(const qwen_needs *needs);
 	uint64_t overhead;
 	uint64_t engine;       /* with the head */
 	uint64_t engine_block; /* and more of it for each block of the cache */
+	uint64_t margin;
 } qwen_plan_sizes;
 
 /* What is to be placed, and where it may go. */

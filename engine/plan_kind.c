@@ -3,9 +3,10 @@
  *	  How each kind of device stores things.
  *
  * The one place where processors and GPUs differ for the planner.  What
- * a processor stores is what kernels/cpu does with it.
+ * a processor stores is what kernels/cpu does with it, and a GPU kernels/cuda.
  */
 #include "../kernels/cpu/cpu_layout.h"
+#include "../kernels/cuda/cuda_scratch.h"
 #include "plan_internal.h"
 
 #define KIB ((uint64_t) 1 << 10)
@@ -21,12 +22,21 @@ cpu_matrix_bytes(qwen_dtype dtype, int64_t n, int64_t k)
 
 /* Activations of a product, narrowed to bfloat16 or to int8 with scale and sum of each group: what is longer. */
 static uint64_t
-cpu_scratch_bytes(int64_t rows, int64_t k)
+cpu_product_scratch(int64_t rows, int64_t k)
 {
 	int64_t halfs = narrow_stride(QWEN_BF16, k) * 2;
 	int64_t bytes = narrow_stride(QWEN_INT8, k) + padded_k(QWEN_INT8, k) / QWEN_GROUP * 8;
 
-	return (uint64_t) rows * (uint64_t) (halfs > bytes ? halfs : bytes);
+	return k == 0 ? 0 : (uint64_t) rows * (uint64_t) (halfs > bytes ? halfs : bytes);
+}
+
+static uint64_t
+cpu_scratch_bytes(const qwen_needs *needs)
+{
+	uint64_t layer = cpu_product_scratch(needs->rows, needs->k);
+	uint64_t head = cpu_product_scratch(needs->logit_rows, needs->head_k);
+
+	return layer > head ? layer : head;
 }
 
 /*
@@ -48,9 +58,7 @@ cpu_engine_bytes(int64_t vocab, int threads, int sequences)
 /* Of a block its place in the pool (kv_pool.h), its tokens, its part of a sequence's lists and of its text. */
 #define CPU_BLOCK_BYTES 384
 
-/* ---- GPUs: 16-bit activations, row-major matrices, scales behind the elements ---- */
-
-#define CUDA_ALIGN 256
+/* ---- GPUs: activations of the model's type, row-major matrices, scales behind the elements ---- */
 
 static uint64_t
 cuda_matrix_bytes(qwen_dtype dtype, int64_t n, int64_t k)
@@ -75,11 +83,10 @@ cuda_matrix_bytes(qwen_dtype dtype, int64_t n, int64_t k)
 	return (uint64_t) (round_up(elements, CUDA_ALIGN) + round_up(n * groups * per_group, CUDA_ALIGN));
 }
 
-/* A product of many rows by quantised weights widens tiles of them in its own registers: nothing in memory. */
 static uint64_t
-cuda_scratch_bytes(int64_t rows, int64_t k)
+cuda_scratch_bytes(const qwen_needs *needs)
 {
-	return 0;
+	return cuda_scratch_of(needs).bytes;
 }
 
 /* It stands in the memory of the host. */
@@ -94,9 +101,9 @@ cuda_engine_bytes(int64_t vocab, int threads, int sequences)
  * MiB each) and what other programs take meanwhile.  An automatic cache leaves a processor's memory to the server that
  * shares it.
  *
- * A GPU's overhead stands for what a driver takes for a context on data-centre parts, 0.3 to 0.6 GiB (qwen-models.md
- * 14), 32 MiB of cuBLAS workspace as on Hopper, and 64 MiB for the graphs of decoding; group_overhead for NCCL's
- * channels.  Measured figures of the device are to take their place when a plug-in reports them.
+ * A GPU's context stands for what a driver takes on data-centre parts, 0.3 to 0.6 GiB (qwen-models.md 14), where a
+ * device is only described; on a present one it is made when free memory is asked for, and so measured.  Overhead is
+ * 64 MiB for the graphs of decoding; group_overhead is for NCCL's channels.
  */
 static const qwen_plan_kind kinds[] = {
 	[QWEN_DEVICE_CPU] = {.act_bytes = 4,
@@ -108,13 +115,14 @@ static const qwen_plan_kind kinds[] = {
 						 .block_bytes = CPU_BLOCK_BYTES,
 						 .margin = 4 * MIB,
 						 .kv_share = 4},
-	[QWEN_DEVICE_CUDA] = {.act_bytes = 2,
+	[QWEN_DEVICE_CUDA] = {.act_bytes = 0,
 						  .resid_bytes = 4,
 						  .align = CUDA_ALIGN,
 						  .matrix_bytes = cuda_matrix_bytes,
 						  .scratch_bytes = cuda_scratch_bytes,
 						  .engine_bytes = cuda_engine_bytes,
-						  .overhead = (512 + 32 + 64) * MIB,
+						  .context = 512 * MIB,
+						  .overhead = 64 * MIB,
 						  .group_overhead = 128 * MIB,
 						  .margin = 256 * MIB,
 						  .kv_share = 1},

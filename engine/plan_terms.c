@@ -128,18 +128,35 @@ phase_bytes(const qwen_plan_problem *p, const qwen_plan_kind *kind, int layer_ki
 	return larger(mixer, ffn);
 }
 
-/* What the largest product of a layer needs beside its arguments. */
-static uint64_t
-layer_scratch(const qwen_plan_problem *p, const qwen_plan_kind *kind, int layer_kind)
+/* Elements of the longest row that a product of a layer takes. */
+static int64_t
+longest_row(const qwen_plan_problem *p, int layer_kind)
 {
 	qwen_shape shapes[QWEN_MAX_SHAPES];
 	int n = qwen_layer_shapes(p->geometry, layer_kind, p->tensor_parallel, shapes);
-	uint64_t most = 0;
+	int64_t longest = 0;
 
 	for (int i = 0; i < n; i++)
-		if (shapes[i].k)
-			most = larger(most, kind->scratch_bytes(p->step_tokens, shapes[i].k));
-	return most;
+		longest = shapes[i].k > longest ? shapes[i].k : longest;
+	return longest;
+}
+
+/* Block lists are counted at full length, even where the cache has fewer blocks: sequences may share them. */
+static qwen_needs
+needs_of(const qwen_plan_problem *p)
+{
+	const qwen_geometry *g = p->geometry;
+
+	return (qwen_needs){
+		.rows = p->step_tokens,
+		.logit_rows = p->max_sequences,
+		.head_k = g->hidden_size,
+		.vocab = g->vocab_size / p->tensor_parallel,
+		.sequences = p->max_sequences,
+		.blocks = (int64_t) p->max_sequences * ((p->max_model_len + QWEN_KV_BLOCK - 1) / QWEN_KV_BLOCK),
+		.n_q = g->n_heads / p->tensor_parallel,
+		.dim = g->head_dim,
+	};
 }
 
 /* ---- all of them ---- */
@@ -153,14 +170,16 @@ per_shard(const qwen_plan_problem *p, uint64_t bytes)
 	return (bytes + tp - 1) / tp;
 }
 
+/* context: whether it is made already. */
 static void
-measure_kind(const qwen_plan_problem *p, const qwen_plan_kind *kind, qwen_plan_sizes *s)
+measure_kind(const qwen_plan_problem *p, const qwen_plan_kind *kind, bool context, qwen_plan_sizes *s)
 {
 	const qwen_geometry *g = p->geometry;
 	uint64_t t = (uint64_t) p->step_tokens, h = (uint64_t) g->hidden_size, rows = (uint64_t) p->max_sequences;
 
 	*s = (qwen_plan_sizes){
-		.kind = kind,
+		.margin = kind->margin,
+		.scratch_bytes = kind->scratch_bytes,
 		.tied = g->tied,
 		.edge = kind->matrix_bytes(p->edge_dtype, g->vocab_size / p->tensor_parallel, g->hidden_size),
 		.norm = h * 4,
@@ -168,26 +187,37 @@ measure_kind(const qwen_plan_problem *p, const qwen_plan_kind *kind, qwen_plan_s
 		.state = state_bytes(p, kind),
 		.stream = round_to(t * h * kind->resid_bytes, kind->align) + 2 * round_to(t * h * kind->act_bytes, kind->align),
 		.rows = round_to(rows * h * kind->act_bytes, kind->align),
-		.head_scratch = kind->scratch_bytes(p->max_sequences, g->hidden_size),
+		.needs = needs_of(p),
 		.logits = rows * (uint64_t) (g->vocab_size / p->tensor_parallel) * sizeof(float),
 		.rope = (uint64_t) p->max_model_len * (uint64_t) g->rotary * sizeof(float),
-		.overhead = kind->overhead + (p->tensor_parallel > 1 ? kind->group_overhead : 0),
 		.engine = per_shard(p, kind->engine_bytes(g->vocab_size, p->threads, p->max_sequences)),
 		.engine_block = per_shard(p, kind->block_bytes),
+		.overhead =
+			(context ? 0 : kind->context) + kind->overhead + (p->tensor_parallel > 1 ? kind->group_overhead : 0),
 	};
 	for (int i = 0; i < QWEN_LAYER_KINDS; i++)
 	{
 		s->layer[i] = weight_bytes(p, kind, i);
 		s->phase[i] = phase_bytes(p, kind, i);
-		s->layer_scratch[i] = layer_scratch(p, kind, i);
+		s->longest[i] = longest_row(p, i);
 	}
 }
 
 void
 qwen_plan_measure(qwen_plan_problem *p)
 {
-	for (int kind = 0; kind < 2; kind++)
-		measure_kind(p, qwen_plan_kind_of((qwen_device_kind) kind), &p->sizes[kind]);
+	bool context = false;
+
+	for (int i = 0; i < p->n; i++)
+		context |= p->devices[i].has_context;
+	for (int i = 0; i < 2; i++)
+	{
+		qwen_plan_kind kind = *qwen_plan_kind_of((qwen_device_kind) i);
+
+		if (kind.act_bytes == 0)
+			kind.act_bytes = qwen_dtype_bytes(p->dtype);
+		measure_kind(p, &kind, context, &p->sizes[i]);
+	}
 	p->n_items = p->geometry->n_layers + 2;
 	memset(p->before, 0, sizeof(p->before));
 	for (int kind = 0; kind < QWEN_LAYER_KINDS; kind++)
@@ -220,19 +250,36 @@ qwen_plan_linear_layers(const qwen_plan_items *items)
 		   (uint64_t) items->layers[QWEN_LAYER_LINEAR | QWEN_LAYER_SPARSE];
 }
 
+/* What of the needs a device with these items has. */
+static uint64_t
+scratch_of(const qwen_plan_sizes *s, const qwen_plan_items *items)
+{
+	qwen_needs needs = s->needs;
+	bool layers = false;
+
+	for (int i = 0; i < QWEN_LAYER_KINDS; i++)
+		if (items->layers[i] > 0)
+		{
+			needs.k = s->longest[i] > needs.k ? s->longest[i] : needs.k;
+			layers = true;
+		}
+	if (!layers)
+		needs.n_q = needs.dim = 0;
+	if (!items->head)
+		needs.head_k = needs.vocab = needs.logit_rows = 0;
+	return s->scratch_bytes(&needs);
+}
+
 /* Activations and scratch of the items' longest phase. */
 static void
 tally_workspace(const qwen_plan_sizes *s, const qwen_plan_items *items, qwen_plan_usage *u)
 {
 	uint64_t phase = 0;
 
-	u->scratch = items->head ? s->head_scratch : 0;
 	for (int i = 0; i < QWEN_LAYER_KINDS; i++)
 		if (items->layers[i] > 0)
-		{
 			phase = larger(phase, s->phase[i]);
-			u->scratch = larger(u->scratch, s->layer_scratch[i]);
-		}
+	u->scratch = scratch_of(s, items);
 	u->activations = s->stream + phase + (items->head ? s->rows : 0);
 	u->logits = items->head ? s->logits : 0;
 }
@@ -257,7 +304,7 @@ qwen_plan_tally(const qwen_plan_problem *p, qwen_device_kind kind, const qwen_pl
 	tally_workspace(s, items, u);
 	u->rope = full > 0 ? s->rope : 0;
 	u->overhead = s->overhead + (items->head ? s->engine + blocks * s->engine_block : 0);
-	u->margin = s->kind->margin;
+	u->margin = s->margin;
 }
 
 uint64_t

@@ -325,26 +325,27 @@ qwen_plan_describe(const char *text, qwen_plan_device *devices, int *n, qwen_err
 	return QWEN_OK;
 }
 
-/* ---- several devices on one processor ---- */
+/* ---- several devices on one processor or GPU ---- */
 
-/* The highest N of the "cpu:N" in a text, -1 when there is none. */
+/* The highest N of the names of a text that begin with `prefix`, such as "cpu:"; -1 when there is none. */
 static int
-highest_cpu(const char *text)
+highest_part(const char *text, const char *prefix)
 {
 	int highest = -1;
 
-	for (const char *p = text ? strstr(text, "cpu:") : NULL; p; p = strstr(p + 1, "cpu:"))
+	for (const char *p = text ? strstr(text, prefix) : NULL; p; p = strstr(p + 1, prefix))
 	{
+		const char *digits = p + strlen(prefix);
 		char *end;
-		long number = strtol(p + 4, &end, 10);
+		long number = strtol(digits, &end, 10);
 
-		if (end > p + 4 && number >= 0 && number <= INT16_MAX && number > highest)
+		if (*digits >= '0' && *digits <= '9' && number <= INT16_MAX && number > highest)
 			highest = (int) number;
 	}
 	return highest;
 }
 
-/* What is left of the processor's memory is given out: first to those that have a limit, then to the others alike. */
+/* What is left of the whole's memory is given out: first to those that have a limit, then to the others alike. */
 static void
 share_memory(qwen_plan_device *parts, int n, const uint64_t *limit, uint64_t left)
 {
@@ -363,31 +364,60 @@ share_memory(qwen_plan_device *parts, int n, const uint64_t *limit, uint64_t lef
 			parts[i].free = left / (uint64_t) unlimited;
 }
 
-qwen_status
-qwen_plan_divide_cpu(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n, qwen_error *err)
+/* Puts `parts` devices, QWEN_PLAN_MAX_DEVICES at most, named prefix and number in the place of devices[at]. */
+static void
+put_parts(qwen_plan_device *devices, int *n, int at, int parts, const char *prefix)
 {
-	int by_map = highest_cpu(settings->device_map), by_limit = highest_cpu(settings->max_memory);
-	int parts = (by_map > by_limit ? by_map : by_limit) + 1;
-	int cpu = qwen_plan_find_device(devices, *n, "cpu", 3), first = *n - 1;
+	qwen_plan_device whole = devices[at];
+
+	memmove(devices + at + parts, devices + at + 1, (size_t) (*n - at - 1) * sizeof(*devices));
+	*n += parts - 1;
+	for (uint8_t i = 0; i < parts; i++)
+	{
+		devices[at + i] = whole;
+		snprintf(devices[at + i].name, sizeof(whole.name), "%.12s%u", prefix, i);
+		devices[at + i].bandwidth = whole.bandwidth / parts;
+	}
+}
+
+/* Parts in the place of one device. */
+typedef struct division
+{
+	int first; /* of the devices */
+	int parts;
+	uint64_t free; /* bytes of the whole */
+} division;
+
+qwen_status
+qwen_plan_divide(const qwen_plan_settings *settings, qwen_plan_device *devices, int *n, qwen_error *err)
+{
+	division divisions[QWEN_PLAN_MAX_DEVICES];
 	uint64_t limit[QWEN_PLAN_MAX_DEVICES];
-	qwen_plan_device whole;
+	int n_divisions = 0;
 	qwen_status rc;
 
-	if (parts == 0 || cpu < 0)
-		return QWEN_OK;
-	if (first + parts > QWEN_PLAN_MAX_DEVICES)
-		return qwen_fail(err, QWEN_INVALID, "there are more than %d devices", QWEN_PLAN_MAX_DEVICES);
-	whole = devices[cpu];
-	memmove(devices + cpu, devices + cpu + 1, (size_t) (first - cpu) * sizeof(*devices));
-	*n = first + parts;
-	for (int i = 0; i < parts; i++)
+	for (int at = 0; at < *n; at++)
 	{
-		devices[first + i] = whole;
-		snprintf(devices[first + i].name, sizeof(whole.name), "cpu:%d", i);
-		devices[first + i].bandwidth = whole.bandwidth / parts;
+		char prefix[sizeof(devices->name) + 1];
+		int by_map, by_limit, parts;
+
+		snprintf(prefix, sizeof(prefix), "%s%c", devices[at].name, devices[at].kind == QWEN_DEVICE_CPU ? ':' : '.');
+		by_map = highest_part(settings->device_map, prefix);
+		by_limit = highest_part(settings->max_memory, prefix);
+		parts = (by_map > by_limit ? by_map : by_limit) + 1;
+		if (parts == 0)
+			continue;
+		if (*n - 1 + parts > QWEN_PLAN_MAX_DEVICES)
+			return qwen_fail(err, QWEN_INVALID, "there are more than %d devices", QWEN_PLAN_MAX_DEVICES);
+		divisions[n_divisions++] = (division){at, parts, devices[at].free};
+		put_parts(devices, n, at, parts, prefix);
+		at += parts - 1;
 	}
+	if (n_divisions == 0)
+		return QWEN_OK;
 	if ((rc = qwen_plan_parse_limits(settings->max_memory, devices, *n, limit, err)) != QWEN_OK)
 		return rc;
-	share_memory(devices + first, parts, limit + first, whole.free);
+	for (const division *d = divisions; d < divisions + n_divisions; d++)
+		share_memory(devices + d->first, d->parts, limit + d->first, d->free);
 	return QWEN_OK;
 }

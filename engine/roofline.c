@@ -28,8 +28,13 @@ void
 qwen_rates_measure(qwen_rates *rates, const qwen_model *m)
 {
 	const qwen_part *part = qwen_stage_parts(m, m->plan.layer_stage[0]);
-	double f32 = best_rate(part->dev, QWEN_F32), bf16 = best_rate(part->dev, QWEN_BF16);
+	double f32, bf16;
 
+	*rates = (qwen_rates){0};
+	if (!part->dev->host)
+		return;
+	f32 = best_rate(part->dev, QWEN_F32);
+	bf16 = best_rate(part->dev, QWEN_BF16);
 	rates->bandwidth = qwen_measure_bandwidth(part->dev->n_threads);
 	rates->linear = best_rate(part->dev, part->weights->layers[0].qkv.dtype);
 	rates->attention = f32 > bf16 ? f32 : bf16;

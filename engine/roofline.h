@@ -24,7 +24,10 @@ typedef struct qwen_rates
 	double attention;
 } qwen_rates;
 
-/* Measures them for the model's device and the types of its matrices. Not while a step runs. */
+/*
+ * Measures them for the model's processor and the types of its matrices; those of GPUs are not known to this program.
+ * Not while a step runs.
+ */
 void qwen_rates_measure(qwen_rates *rates, const qwen_model *model);
 
 /* Adds a step: n tokens from position `first` on of each of n_seqs sequences, and logits of each one's last token. */

@@ -4,12 +4,13 @@
  *
  * Noted while loading and when it is done, by the thread that loads; sent by
  * that thread and with each heartbeat.  What changes after loading is only
- * the memory that others leave free.
+ * the memory that others leave free, which is asked for each time.
  */
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "gpu.h"
 #include "memory.h"
 #include "serve.h"
 
@@ -77,10 +78,33 @@ qwen_server_note_devices(qwen_server *s, const qwen_model *model)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* What is free on each device: GPUs are only asked where the model is on one, as asking makes contexts. */
+static void
+find_free(qwen_devices *now)
+{
+	qwen_cuda_device gpus[QWEN_PLAN_MAX_DEVICES];
+	uint64_t available = qwen_memory_available();
+	char why[256];
+	int n = -1;
+
+	for (qwen_device_state *d = now->devices; d < now->devices + now->n_devices; d++)
+	{
+		bool gpu = strcmp(d->kind, "cpu") != 0;
+		uint64_t left = d->budget_bytes > d->used_bytes ? d->budget_bytes - d->used_bytes : 0;
+		uint64_t there = gpu ? 0 : available;
+
+		if (gpu && n < 0)
+			n = qwen_gpu_list(gpus, QWEN_PLAN_MAX_DEVICES, why, sizeof(why));
+		for (int i = 0; gpu && i < n; i++)
+			if (gpus[i].index == qwen_gpu_index(d->name))
+				there = gpus[i].free;
+		d->free_bytes = left < there ? left : there;
+	}
+}
+
 void
 qwen_server_send_devices(qwen_server *s)
 {
-	uint64_t available = qwen_memory_available();
 	qwen_devices now;
 
 	pthread_mutex_lock(&s->lock);
@@ -88,12 +112,7 @@ qwen_server_send_devices(qwen_server *s)
 	pthread_mutex_unlock(&s->lock);
 	if (now.n_devices == 0)
 		return;
-	for (qwen_device_state *d = now.devices; d < now.devices + now.n_devices; d++)
-	{
-		uint64_t left = d->budget_bytes > d->used_bytes ? d->budget_bytes - d->used_bytes : 0;
-
-		d->free_bytes = left < available ? left : available;
-	}
+	find_free(&now);
 	qwen_server_send(s, QWEN_FRAME_DEVICES, 0, &now,
 					 offsetof(qwen_devices, devices) + (size_t) now.n_devices * sizeof(now.devices[0]));
 }

@@ -158,7 +158,6 @@ static void
 describe_model(const qwen_model *model, qwen_engine_state *state)
 {
 	const qwen_config *config = qwen_model_config(model);
-	const qwen_device *device = qwen_model_device(model);
 
 	state->phase = QWEN_ENGINE_READY;
 	state->parameters = qwen_config_parameters(config);
@@ -169,7 +168,7 @@ describe_model(const qwen_model *model, qwen_engine_state *state)
 	snprintf(state->dtype, sizeof(state->dtype), "%s", qwen_model_dtype(model));
 	snprintf(state->quantization, sizeof(state->quantization), "%s", qwen_model_quantization(model));
 	snprintf(state->kv_dtype, sizeof(state->kv_dtype), "%s", qwen_model_kv_dtype(model));
-	snprintf(state->kernels, sizeof(state->kernels), "%s", device->ops->name);
+	snprintf(state->kernels, sizeof(state->kernels), "%s", qwen_model_kernels(model));
 	describe_devices(qwen_model_plan(model), state->device, sizeof(state->device));
 }
 

@@ -3,7 +3,7 @@
  *	  Reading the planned tensors onto their devices.
  *
  * Tensors are cut into units of some hundred rows, in the order of the files.
- * The device's threads take runs of them, read each into a buffer of their
+ * The processor's threads take runs of them, read each into a buffer of their
  * own and have the device convert, quantise and pack it from there:
  * the buffer is small enough to stay in the core's cache, and host memory
  * beside the weights stays bounded whatever the size of a tensor.  Which
@@ -42,8 +42,8 @@ typedef struct loader
 {
 	const qwen_weight_plan *plan;
 	const qwen_checkpoint *checkpoint;
-	qwen_device *dev; /* whose threads load */
-	unit *units;      /* [n_units] */
+	qwen_device *host; /* whose threads load */
+	unit *units;       /* [n_units] */
 	int64_t n_units;
 	size_t staging_bytes; /* of the largest unit */
 	size_t thread_bytes;  /* that, and as much for columns that are taken out of it, where shards need it */
@@ -298,7 +298,7 @@ load_slots(loader *l)
 
 	if (allocate_parts(l) != QWEN_OK)
 		return l->err->status;
-	l->dev->ops->loop(l->dev, l->dev->n_threads, 1, load_units, l);
+	l->host->ops->loop(l->host, l->host->n_threads, 1, load_units, l);
 	if (l->status != QWEN_OK)
 		return l->status;
 	for (qwen_weights *p = plan->parts; p < plan->parts + plan->n_parts; p++)
@@ -307,21 +307,16 @@ load_slots(loader *l)
 }
 
 qwen_status
-qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_load_fn progress, void *arg,
-				  qwen_error *err)
+qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_device *host,
+				  qwen_load_fn progress, void *arg, qwen_error *err)
 {
-	loader l = {.plan = plan,
-				.checkpoint = checkpoint,
-				.dev = plan->parts[0].dev,
-				.progress = progress,
-				.arg = arg,
-				.err = err};
+	loader l = {.plan = plan, .checkpoint = checkpoint, .host = host, .progress = progress, .arg = arg, .err = err};
 	qwen_status rc;
 
 	l.n_units = cut(&l);
 	l.thread_bytes = plan->parts[0].n_shards > 1 ? 2 * l.staging_bytes : l.staging_bytes;
 	l.units = calloc((size_t) l.n_units, sizeof(unit));
-	l.staging = malloc((size_t) l.dev->n_threads * l.thread_bytes);
+	l.staging = malloc((size_t) l.host->n_threads * l.thread_bytes);
 	if (l.units && l.staging)
 	{
 		cut(&l);
@@ -330,7 +325,7 @@ qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoin
 		pthread_mutex_destroy(&l.lock);
 	}
 	else
-		rc = qwen_fail_memory(err, (size_t) l.dev->n_threads * l.thread_bytes);
+		rc = qwen_fail_memory(err, (size_t) l.host->n_threads * l.thread_bytes);
 	free(l.units);
 	free(l.staging);
 	return rc;

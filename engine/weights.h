@@ -88,11 +88,11 @@ qwen_status qwen_weights_plan(const qwen_config *config, const qwen_checkpoint *
 void qwen_weight_plan_free(qwen_weight_plan *plan);
 
 /*
- * Allocates and reads, on all threads of the first device, for all devices at the same time; each tensor is read once,
- * through bounded buffers.  The parts are to be freed in every case.
+ * Allocates and reads, on all threads of `host`, for all devices at the same time; each tensor is read once, through
+ * bounded buffers.  The parts are to be freed in every case.
  */
-qwen_status qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_load_fn progress,
-							  void *arg, qwen_error *err);
+qwen_status qwen_weights_load(const qwen_weight_plan *plan, const qwen_checkpoint *checkpoint, qwen_device *host,
+							  qwen_load_fn progress, void *arg, qwen_error *err);
 void qwen_weights_free(qwen_weights *part);
 
 /*

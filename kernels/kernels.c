@@ -184,7 +184,7 @@ is_processor(const char *name, char *err, size_t errlen)
 {
 	if (!strcmp(name, "cpu") || (!strncmp(name, "cpu:", 4) && name[4] && !name[4 + strspn(name + 4, "0123456789")]))
 		return true;
-	snprintf(err, errlen, "there is no device \"%.32s\" in this build; known are cpu and cpu:0, cpu:1, ...", name);
+	snprintf(err, errlen, "\"%.32s\" is no processor; known are cpu and cpu:0, cpu:1, ...", name);
 	return false;
 }
 
@@ -206,6 +206,8 @@ qwen_device_open(const char *name, const char *kernels, int n_threads, char *err
 	}
 	snprintf(dev->name, sizeof(dev->name), "%s", name);
 	dev->ops = set->ops;
+	dev->host = true;
+	dev->act = QWEN_F32;
 	dev->act_bytes = sizeof(float);
 	dev->n_threads = !set->threaded ? 1 : n_threads > 0 ? n_threads : qwen_cpu_count();
 	if (set->threaded && !(dev->priv = qwen_pool_new(dev->n_threads)))
@@ -233,6 +235,7 @@ qwen_device_open_beside(const qwen_device *dev, const char *name, char *err, siz
 	*other = *dev;
 	snprintf(other->name, sizeof(other->name), "%s", name);
 	other->scratch = NULL;
+	other->needs = (qwen_needs){0};
 	other->beside = true;
 	return other;
 }
@@ -240,11 +243,8 @@ qwen_device_open_beside(const qwen_device *dev, const char *name, char *err, siz
 void
 qwen_device_close(qwen_device *dev)
 {
-	if (!dev)
-		return;
-	if (!dev->beside)
-		qwen_pool_free(dev->priv);
-	free(dev);
+	if (dev)
+		dev->ops->close(dev);
 }
 
 size_t

@@ -6,11 +6,15 @@
  * layer loop of engine/forward.c is written once against this table; kernels/
  * knows nothing of models, sequences or files.
  *
- * Conventions.  Matrices are row-major.  Activations are float on every CPU
- * set; a device that keeps them in another type says so in act_bytes, and the
- * engine treats them as opaque.  Pointers named d_* in comments point to
+ * Conventions.  Matrices are row-major.  The residual stream (d_resid, and
+ * what embed gives) is float on every device; all other activations are of
+ * the device's own type, dev->act: float on every processor, on a GPU as the
+ * checkpoint.  The engine treats them as opaque.  Pointers named d_* point to
  * device memory got from alloc.  No operation allocates, so none can fail
- * once the model is loaded; only open, alloc and uploads report failure.
+ * once the model is loaded; only open, alloc, join and uploads report failure.
+ *
+ * A device may run behind its caller: operations are queued in order, a device
+ * that fails says so in synchronize and from then on for good.
  *
  * Determinism.  The order of every reduction depends on the shape of the
  * weight, and in attention on the length of the sequence itself, never on how
@@ -36,6 +40,9 @@ typedef enum qwen_dtype
 	QWEN_INT8,
 	QWEN_INT4
 } qwen_dtype;
+
+/* Stretches of operations that a device may record. */
+#define QWEN_MAX_SEGMENTS 64
 
 /* Elements that share a scale. */
 #define QWEN_GROUP 64
@@ -97,6 +104,19 @@ typedef struct qwen_kv_layer
 	int64_t n_blocks;
 } qwen_kv_layer;
 
+/* The most that a step can ask of a device: what its scratch memory is sized by. 0 where the device has no such part. */
+typedef struct qwen_needs
+{
+	int32_t rows;       /* of a product of a layer */
+	int64_t k;          /* elements of such a row, at most */
+	int32_t logit_rows; /* rows whose logits are wanted */
+	int64_t head_k;     /* elements of such a row */
+	int64_t vocab;      /* rows of the head */
+	int32_t sequences;  /* of a batch */
+	int64_t blocks;     /* in the block lists of a batch, all in all */
+	int32_t n_q, dim;   /* as in qwen_heads */
+} qwen_needs;
+
 /* Items [begin, end) of a loop that the device's threads share. */
 typedef void (*qwen_loop_fn)(void *arg, int64_t begin, int64_t end);
 
@@ -106,12 +126,25 @@ typedef struct qwen_ops
 {
 	const char *name; /* "ref", "portable", "avx2", ... */
 
+	/* Ends the device; what was allocated has been freed before. */
+	void (*close)(qwen_device *dev);
+
 	/* ---- memory: bytes of device memory, zeroed; NULL when there is none ---- */
 	void *(*alloc)(qwen_device *dev, size_t bytes);
 	void (*free)(qwen_device *dev, void *p, size_t bytes);
 	bool (*upload)(qwen_device *dev, void *d_dst, const void *src, size_t bytes);
 	bool (*download)(qwen_device *dev, void *dst, const void *d_src, size_t bytes);
 	bool (*synchronize)(qwen_device *dev); /* false: the device has failed for good */
+
+	/* ---- between devices ---- */
+	/* Once, at load, the devices of one stage, in the order of their shards: they will sum. */
+	bool (*join)(qwen_device *const *devs, int n);
+	/* d_x[i][count] of each device, activations, become their sum, on each of them. Of the ops of devs[0]. */
+	bool (*sum)(qwen_device *const *devs, void *const *d_x, int n, int64_t count);
+	/* The same of float rows of the residual stream. */
+	bool (*sum_resid)(qwen_device *const *devs, float *const *d_x, int n, int64_t count);
+	/* Copies to this device from another one (of any kind), after what is queued there. */
+	bool (*copy)(qwen_device *dev, void *d_dst, qwen_device *from, const void *d_src, size_t bytes);
 
 	/* ---- host loops ---- */
 	/*
@@ -141,17 +174,30 @@ typedef struct qwen_ops
 	size_t (*kv_block_bytes)(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads);
 
 	/*
-	 * Device memory that linear and logits need beside their arguments for `rows` rows of at most `k` elements.  The
-	 * engine allocates the largest that a step can need and sets dev->scratch before the first operation.
+	 * Device memory that the operations need beside their arguments.  The engine allocates it for the largest step, and sets
+	 * dev->scratch and dev->needs before the first operation.
 	 */
-	size_t (*scratch_bytes)(const qwen_device *dev, int32_t rows, int64_t k);
+	size_t (*scratch_bytes)(const qwen_device *dev, const qwen_needs *needs);
+
+	/* ---- a step ---- */
+	/* Announces the batch whose operations follow, until synchronize; what a device must copy of it, it copies here. */
+	bool (*step)(qwen_device *dev, const qwen_batch *batch);
+	/*
+	 * Brackets a stretch of operations that is the same in each step: layers that follow each other on the device.  `id`
+	 * names the stretch, below QWEN_MAX_SEGMENTS.  False: the device has repeated it from what it has recorded, and the
+	 * operations are to be left out, segment_end too.
+	 */
+	bool (*segment_begin)(qwen_device *dev, int id);
+	void (*segment_end)(qwen_device *dev);
 
 	/* ---- operations ---- */
-	/* out[t, :] = row ids[t] of E, t < n; ids are checked by the caller. */
-	void (*embed)(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
+	/* out[t, :] = row ids[t] of E, t < n, zeros where the id is -1; ids are checked by the caller. */
+	void (*embed)(qwen_device *dev, float *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
 	/* resid[t, :] += delta[t, :] when delta is given; out[t, :] = resid * rsqrt(mean(resid^2) + eps) * w. [n, h] */
-	void (*add_rmsnorm)(qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w, int32_t n,
+	void (*add_rmsnorm)(qwen_device *dev, void *d_out, float *d_resid, const void *d_delta, const float *d_w, int32_t n,
 						int64_t h, float eps);
+	/* resid[t, :] += delta[t, :], as add_rmsnorm does it. [n, h] */
+	void (*add)(qwen_device *dev, float *d_resid, const void *d_delta, int32_t n, int64_t h);
 	/* out[t, n] = W x[t, k] + bias (bias may be NULL), t < rows. */
 	void (*linear)(qwen_device *dev, void *d_out, const qwen_matrix *w, const float *d_bias, const void *d_x,
 				   int32_t rows);
@@ -178,11 +224,15 @@ struct qwen_device
 {
 	char name[16]; /* "cpu", "cpu:1", "cuda:0" */
 	const qwen_ops *ops;
-	size_t act_bytes; /* of one activation element */
+	bool host;        /* its memory is the process's own */
+	qwen_dtype act;   /* of activations */
+	size_t act_bytes; /* of one of them */
 	int n_threads;
-	void *scratch; /* device memory as scratch_bytes says, the engine's */
-	void *priv;    /* the implementation's own state */
-	bool beside;   /* priv is another device's */
+	void *scratch;    /* device memory as scratch_bytes says of needs, the engine's */
+	qwen_needs needs;
+	float *d_logits; /* [needs.logit_rows, needs.vocab] device memory, the engine's; of devices that are not host */
+	void *priv;      /* the implementation's own state */
+	bool beside;     /* priv is another device's */
 };
 
 /*

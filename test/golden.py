@@ -9,8 +9,11 @@ logits      ref within 1e-3 standard deviations of the reference's fp32 logits; 
             that type and fp32.
 greedy      token for token, up to the first place where the reference's own margin is too small to tell: 1e-2 for ref,
             0.25 for the others.
-split       the same tokens over 2, 3 and 4 devices, by even and uneven maps, over 2 and 4 shards of each layer, and both
-            combined; layers on several devices give the bits of one.
+split       over 2, 3 and 4 devices, by even and uneven maps: the bits of one device. Over 2 and 4 shards of each layer,
+            and both combined: logits and tokens as close to the reference as on one device.
+cuda        all that again, in small, on the CUDA devices that the engine finds, over several devices on one GPU, over two
+            GPUs where there are two, together with the processor, and when the driver does not answer. All other checks
+            run on the processor, whatever there is.
 refused     architectures that are not supported are refused, and named; so is a file that is cut short.
 tokens      text to ids and ids to text, every line.
 chats       conversations rendered by the chat formats, text and ids, every line.
@@ -23,6 +26,7 @@ quality     what quantised weights and an int8 cache cost: the Kullback-Leibler 
 
 import argparse
 import array
+import functools
 import json
 import math
 import os
@@ -76,17 +80,27 @@ def skipped_or(refusal):
     return Skipped(text.splitlines()[0]) if lacking else refusal
 
 
+# What hides all GPUs: real ones, and those of test/gpu/emulated, whose driver is broken then.
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": "", "QWEN_EMULATED_GPU_BROKEN": "1"}
+
+
 class Engine:
-    def __init__(self, program, workdir):
+    def __init__(self, program, workdir, env=NO_GPUS):
         self.program = str(pathlib.Path(program).resolve())
         self.workdir = workdir
+        self.env = os.environ | env
+        self.log = ""  # standard error of the last command
+
+    def command(self, command, model, stdin, *options):
+        done = subprocess.run([self.program, command, "-m", str(model), *options], input=stdin, capture_output=True,
+                              encoding="utf-8", env=self.env)
+        self.log = done.stderr.strip()
+        if done.returncode != 0:
+            raise Refused(self.log or f"exit status {done.returncode}")
+        return done
 
     def run(self, command, model, lines, *options):
-        stdin = "".join(json.dumps(line) + "\n" for line in lines)
-        done = subprocess.run([self.program, command, "-m", str(model), *options], input=stdin, capture_output=True,
-                              encoding="utf-8")
-        if done.returncode != 0:
-            raise Refused(done.stderr.strip() or f"exit status {done.returncode}")
+        done = self.command(command, model, "".join(json.dumps(line) + "\n" for line in lines), *options)
         answers = [json.loads(line) for line in done.stdout.splitlines()]
         if len(answers) != len(lines):
             raise Wrong(f"{len(answers)} lines came back for {len(lines)}")
@@ -130,13 +144,13 @@ def compare_tokens(got, want, margins, tie):
             return
 
 
-def check_model(engine, name, kernels):
+def check_model(engine, name, kernels, *options):
     folder = DATA / "golden" / name
     golden = read_tensors(folder / "golden.safetensors")
     unit = spread(golden["logits"])
     bound, tie = bounds(kernels, golden, unit)
 
-    logits = engine.logits(folder, kernels, list(golden["input_ids"]))
+    logits = engine.logits(folder, kernels, list(golden["input_ids"]), *options)
     if len(logits) != len(golden["logits"]):
         raise Wrong(f"{len(logits)} logits instead of {len(golden['logits'])}")
     off = distance(logits, golden["logits"]) / unit
@@ -145,7 +159,7 @@ def check_model(engine, name, kernels):
 
     runs = json.loads((folder / "golden.json").read_text())["greedy"]
     requests = [{"ids": run["prompt"], "max_tokens": len(run["output"]), "ignore_eos": True} for run in runs]
-    for run, answer in zip(runs, engine.run("generate", folder, requests, "--kernels", kernels)):
+    for run, answer in zip(runs, engine.run("generate", folder, requests, "--kernels", kernels, *options)):
         if "error" in answer:
             raise Wrong(answer["error"])
         compare_tokens(answer["ids"], run["output"], run["margin"], tie)
@@ -153,8 +167,8 @@ def check_model(engine, name, kernels):
 
 
 def explicit_map(embed, layers, head):
-    """A device map; layers: "0-1": device, and so on."""
-    return json.dumps({"embed": embed, "layers": layers, "head": head})
+    """A device map; layers: "0-1": device, and so on, or where all three of them go."""
+    return json.dumps({"embed": embed, "layers": layers if isinstance(layers, dict) else {"0-2": layers}, "head": head})
 
 
 # Where the three layers of a golden model go, over how many shards; on as many processors as the limits name.
@@ -175,20 +189,23 @@ def split_options(devices, device_map, shards):
     return "--max-memory", limits, "--device-map", device_map, "--tensor-parallel", str(shards), "--max-sequences", "16"
 
 
-def check_split(engine, name, options, shards):
+@functools.lru_cache
+def run_golden(engine, name, options):
+    """Logits and greedy answers of a golden model."""
     folder = DATA / "golden" / name
-    golden = read_tensors(folder / "golden.safetensors")
-    ids = list(golden["input_ids"])
+    ids = list(read_tensors(folder / "golden.safetensors")["input_ids"])
     runs = json.loads((folder / "golden.json").read_text())["greedy"]
     requests = [{"ids": run["prompt"], "max_tokens": len(run["output"]), "ignore_eos": True} for run in runs]
-    whole = engine.run("generate", folder, requests)
-    split = engine.run("generate", folder, requests, *options)
-    for run, one, other in zip(runs, whole, split):
-        compare_tokens(other["ids"], one["ids"], run["margin"] if shards > 1 else [math.inf] * len(one["ids"]), 0.25)
-    if shards == 1 and engine.logits(folder, "auto", ids, *options) != engine.logits(folder, "auto", ids):
-        raise Wrong("the logits are others than on one device")
-    same = sum(one["ids"] == other["ids"] for one, other in zip(whole, split))
-    return f"{same} of {len(runs)} answers are the same" + (", and the bits" if shards == 1 else "")
+    return engine.logits(folder, "auto", ids, *options), engine.run("generate", folder, requests, *options)
+
+
+def check_split(engine, name, options, shards, on_one=()):
+    """Layers on several devices give the bits of one, on_one; sums over shards are rounded in other places."""
+    if shards > 1:
+        return check_model(engine, name, "auto", *options)
+    if run_golden(engine, name, options) != run_golden(engine, name, on_one):
+        raise Wrong("logits or answers are others than on one device")
+    return "the bits of one device"
 
 
 def check_truncated(engine, name):
@@ -270,9 +287,10 @@ def recorded_answers():
     return rows, [{key: row[key] for key in keys if key in row} for row in rows]
 
 
-def check_answers(engine, kernels):
-    rows, requests = recorded_answers()
-    answers = answers_of(engine, requests, kernels)
+def check_answers(engine, kernels, every=1, options=()):
+    """Of every so many of the rows."""
+    rows, requests = (part[::every] for part in recorded_answers())
+    answers = answers_of(engine, requests, kernels, *options)
     for row, answer in zip(rows, answers):
         if answer.get("ids") != row["ids"] and row["margin"] > 0.25:
             raise Wrong(f"{row['prompt'][:60]!r}: {answer.get('text', answer)!r}, not {row['text']!r}")
@@ -343,10 +361,10 @@ def golden_texts():
             yield folder, list(read_tensors(folder / "golden.safetensors")["input_ids"])
 
 
-def check_distance(engine, texts, options, nats, agreement):
+def check_distance(engine, texts, options, nats, agreement, base_options=()):
     off = Distance()
     for model, ids in texts():
-        base = engine.logits(model, "auto", ids)
+        base = engine.logits(model, "auto", ids, *base_options)
         off.add(base, engine.logits(model, "auto", ids, *options), len(base) // len(ids))
     off.require(nats, agreement)
     return str(off)
@@ -368,6 +386,105 @@ QUALITY = (
     ("int4", ("--quantization", "int4"), (8e-2, 0.86), (1.5, 0.50), 140),
     ("int8 cache", ("--kv-dtype", "int8"), (3e-4, 0.98), (3e-3, 0.96), 145),
 )
+
+
+# ---- CUDA devices ----
+
+# Small, as all memory of emulated devices is touched.
+ON_CUDA = ("--device-map", "cuda:0", "--max-sequences", "16", "--kv-memory", "16MiB")
+
+# As SPLITS; GPUs that must be there, and shards.
+CUDA_SPLITS = (
+    ("two devices on a GPU", 1, explicit_map("cuda:0.0", {"0": "cuda:0.0", "1-2": "cuda:0.1"}, "cuda:0.1"), 1),
+    ("four devices on a GPU", 1, explicit_map("cuda:0.0", {"0": "cuda:0.1", "1-2": "cuda:0.2"}, "cuda:0.3"), 1),
+    ("two shards on a GPU", 1, explicit_map(*[["cuda:0.0", "cuda:0.1"]] * 3), 2),
+    ("four shards on a GPU", 1, explicit_map(*[[f"cuda:0.{i}" for i in range(4)]] * 3), 4),
+    ("two GPUs", 2, "balanced", 1),
+    ("two uneven GPUs", 2, explicit_map("cuda:1", {"0-1": "cuda:0", "2": "cuda:1"}, "cuda:0"), 1),
+    ("two shards on two GPUs", 2, explicit_map(*[["cuda:0", "cuda:1"]] * 3), 2),
+    ("two stages of two shards on two GPUs", 2,
+     explicit_map(["cuda:0.0", "cuda:1.0"], {"0": ["cuda:0.0", "cuda:1.0"], "1-2": ["cuda:0.1", "cuda:1.1"]},
+                  ["cuda:0.1", "cuda:1.1"]), 2),
+)
+
+# What else may change on a CUDA device.
+CUDA_OPTIONS = (
+    ("in float32", ("--dtype", "float32")),
+    ("in float16", ("--dtype", "float16")),
+    ("before a processor", ("--device-map", explicit_map("cuda:0", {"0-1": "cuda:0", "2": "cpu"}, "cpu"))),
+    ("behind a processor", ("--device-map", explicit_map("cpu", {"0": "cpu", "1-2": "cuda:0"}, "cuda:0"))),
+)
+
+
+def plan_of(engine, model, *options):
+    return json.loads(engine.command("plan", model, "", "--json", *options).stdout)
+
+
+def check_offload(engine, name):
+    """A GPU that lacks room for one layer: with qwen.offload the processor takes what it cannot hold."""
+    folder = DATA / "golden" / name
+    gpus = {d["name"]: d for d in plan_of(engine, folder, *ON_CUDA)["devices"] if d["kind"] == "cuda"}
+    device = gpus.pop("cuda:0")
+    needed = sum(device[term] for term in ("weights", "kv", "workspace", "overhead", "margin"))
+    elsewhere = device["layers"] // 4 + (device["embed"] if device["head"] > device["embed"] else 0)
+    limits = [f"cuda:0={needed - elsewhere}"] + [f"{name}=1MiB" for name in gpus]
+    options = ("--device-map", "auto", *ON_CUDA[2:], "--max-memory", ",".join(limits))
+    try:
+        engine.logits(folder, "auto", [1], *options)
+        raise Wrong("it fits without offload")
+    except Refused as e:
+        if "does not fit: device cuda:0 lacks" not in str(e):
+            raise
+    places = plan_of(engine, folder, *options, "--offload", "cpu")["layers"]
+    if set(places) != {"cpu", "cuda:0"}:
+        raise Wrong(f"the layers are on {places}")
+    return check_model(engine, name, "auto", *options, "--offload", "cpu") + f"; {places.count('cpu')} layers on cpu"
+
+
+def check_no_gpus(engine):
+    """Without a driver that answers, a map that names a GPU is refused with the reason, and auto serves."""
+    request = [{"ids": [1, 2, 3], "max_tokens": 1}]
+    broken = Engine(engine.program, engine.workdir)
+    try:
+        broken.run("generate", DATA / "demo-model", request, "--device-map", "cuda:0")
+        raise Wrong("cuda:0 was not refused")
+    except Refused as e:
+        if "no CUDA devices" not in str(e) or "The reason: " not in str(e) or "qwen.device_map" not in str(e):
+            raise Wrong(f"the message lacks something: {e}") from e
+        refusal = str(e).splitlines()[1]
+    broken.run("generate", DATA / "demo-model", request, "--device-map", "auto")
+    if "no GPU is used: no CUDA devices: " not in broken.log:
+        raise Wrong(f"the log does not say so: {broken.log}")
+    broken.run("generate", DATA / "demo-model", request, "--device-map", "cpu")
+    if broken.log:
+        raise Wrong(f"GPUs were looked for: {broken.log}")
+    return refusal
+
+
+def no_cuda(engine):
+    raise Skipped("the engine finds no CUDA device")
+
+
+def cuda_checks(engine):
+    """With an engine that sees the machine's GPUs."""
+    found = [d["name"] for d in plan_of(engine, DATA / "demo-model")["devices"] if d["kind"] == "cuda"]
+    if not found:
+        yield "cuda", no_cuda, ()
+        return
+    for folder, _ in golden_texts():
+        yield f"cuda {folder.name}", check_model, (folder.name, "auto", *ON_CUDA)
+    for name in ("qwen2", "qwen3"):
+        for what, options in CUDA_OPTIONS:
+            yield f"cuda {name} {what}", check_model, (name, "auto", *ON_CUDA, *options)
+        for split, gpus, device_map, shards in CUDA_SPLITS:
+            if gpus <= len(found):
+                options = (*ON_CUDA, "--device-map", device_map, "--tensor-parallel", str(shards))
+                yield f"cuda {name} {split}", check_split, (name, options, shards, ON_CUDA)
+        yield f"cuda {name} offloaded", check_offload, (name,)
+    for name, options, _, golden, _ in QUALITY:
+        yield f"cuda quality {name}", check_distance, (golden_texts, (*ON_CUDA, *options), *golden, ON_CUDA)
+    yield "cuda demo model", check_answers, ("auto", 8, ON_CUDA)
+    yield "cuda without a driver", check_no_gpus, ()
 
 
 def all_checks():
@@ -404,12 +521,14 @@ def main():
     number = 0
     with tempfile.TemporaryDirectory(prefix="qwen-") as workdir:
         engine = Engine(args.engine, pathlib.Path(workdir))
-        for name, check, arguments in all_checks():
+        with_gpus = Engine(args.engine, pathlib.Path(workdir), {})
+        checks = [(engine, *check) for check in all_checks()] + [(with_gpus, *check) for check in cuda_checks(with_gpus)]
+        for on, name, check, arguments in checks:
             if args.word not in name:
                 continue
             number += 1
             try:
-                print(f"ok {number} - {name}: {check(engine, *arguments)}", flush=True)
+                print(f"ok {number} - {name}: {check(on, *arguments)}", flush=True)
             except Skipped as e:
                 print(f"ok {number} - {name} # SKIP {e}", flush=True)
             except (Refused, Wrong) as e:

@@ -38,6 +38,15 @@ same_dtype(const qwen_device *dev, qwen_dtype source)
 	return source;
 }
 
+/* A device beside another one uses the threads of that one. */
+static void
+cpu_close(qwen_device *dev)
+{
+	if (!dev->beside)
+		qwen_pool_free(dev->priv);
+	qwen_host_close(dev);
+}
+
 static void
 cpu_loop(qwen_device *dev, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
 {
@@ -46,11 +55,16 @@ cpu_loop(qwen_device *dev, int64_t n, int64_t grain, qwen_loop_fn fn, void *arg)
 
 const qwen_ops CPU_OPS = {
 	.name = CPU_NAME,
+	.close = cpu_close,
 	.alloc = qwen_host_alloc,
 	.free = qwen_host_free,
 	.upload = qwen_host_upload,
 	.download = qwen_host_download,
 	.synchronize = qwen_host_synchronize,
+	.join = qwen_host_join,
+	.sum = qwen_host_sum,
+	.sum_resid = qwen_host_sum_resid,
+	.copy = qwen_host_copy,
 	.loop = cpu_loop,
 	.matrix_dtype = same_dtype,
 	.matrix_bytes = cpu_matrix_bytes,
@@ -59,8 +73,12 @@ const qwen_ops CPU_OPS = {
 	.kv_dtype = same_dtype,
 	.kv_block_bytes = cpu_kv_block_bytes,
 	.scratch_bytes = cpu_scratch_bytes,
+	.step = qwen_host_step,
+	.segment_begin = qwen_host_segment_begin,
+	.segment_end = qwen_host_segment_end,
 	.embed = cpu_embed,
 	.add_rmsnorm = cpu_add_rmsnorm,
+	.add = qwen_host_add,
 	.linear = cpu_linear,
 	.qk_rope_store = cpu_qk_rope_store,
 	.attention = cpu_attention,

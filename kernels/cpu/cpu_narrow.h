@@ -40,13 +40,23 @@ narrow_bytes(qwen_dtype dtype, int64_t rows, int64_t k)
 	return (size_t) rows * (size_t) (stride + groups * (int64_t) (sizeof(float) + sizeof(int32_t)));
 }
 
+/* Of a product's activations, whatever type its weights have. */
 static size_t
-cpu_scratch_bytes(const qwen_device *dev, int32_t rows, int64_t k)
+product_bytes(int64_t rows, int64_t k)
 {
 	size_t q = narrow_bytes(QWEN_INT8, rows, k);
 	size_t halfs = NARROW_BF16 ? narrow_bytes(QWEN_BF16, rows, k) : 0;
 
-	return q > halfs ? q : halfs;
+	return k == 0 ? 0 : q > halfs ? q : halfs;
+}
+
+/* Products come one after the other. */
+static size_t
+cpu_scratch_bytes(const qwen_device *dev, const qwen_needs *needs)
+{
+	size_t layer = product_bytes(needs->rows, needs->k), head = product_bytes(needs->logit_rows, needs->head_k);
+
+	return layer > head ? layer : head;
 }
 
 /* Rows [begin, end) as int8. */

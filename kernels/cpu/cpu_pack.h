@@ -273,7 +273,7 @@ typedef struct embed_job
 {
 	float *out; /* [n, k] */
 	const qwen_matrix *e;
-	const int32_t *ids; /* [n] */
+	const int32_t *ids; /* [n], -1: zeros */
 } embed_job;
 
 INLINE void
@@ -283,7 +283,14 @@ embed_rows(const embed_job *job, int64_t begin, int64_t end, qwen_dtype dtype)
 
 	for (int64_t t = begin; t < end; t++)
 	{
-		char *strip = (char *) job->e->data + (size_t) (job->ids[t] / STRIP) * strip_bytes(dtype, k);
+		char *strip;
+
+		if (job->ids[t] < 0)
+		{
+			memset(job->out + t * k, 0, (size_t) k * sizeof(float));
+			continue;
+		}
+		strip = (char *) job->e->data + (size_t) (job->ids[t] / STRIP) * strip_bytes(dtype, k);
 
 		for (int64_t i = 0; i < k; i++)
 			job->out[t * k + i] = strip_element(strip, dtype, k, job->ids[t] % STRIP, i);
@@ -316,7 +323,7 @@ embed_piece(void *arg, int64_t begin, int64_t end)
 }
 
 static void
-cpu_embed(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n)
+cpu_embed(qwen_device *dev, float *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n)
 {
 	embed_job job = {d_out, e, ids};
 

@@ -92,7 +92,7 @@ rmsnorm_piece(void *arg, int64_t begin, int64_t end)
 }
 
 static void
-cpu_add_rmsnorm(qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w, int32_t n,
+cpu_add_rmsnorm(qwen_device *dev, void *d_out, float *d_resid, const void *d_delta, const float *d_w, int32_t n,
 				int64_t h, float eps)
 {
 	rmsnorm_job job = {d_out, d_resid, d_delta, d_w, h, eps};

@@ -13,7 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define QWEN_CUDA_ABI 1
+#include "../kernels.h"
+
+#define QWEN_CUDA_ABI 2
 
 typedef struct qwen_cuda_device
 {
@@ -38,6 +40,12 @@ extern "C"
  * memory makes a context on each device, which stays until the process ends.
  */
 	int qwen_cuda_devices(qwen_cuda_device *devices, int max, char *why, size_t why_size);
+
+	/*
+ * Opens a device on the GPU of that index; one GPU may be opened more than once.  act: the type of activations, one of the
+ * first three.  On failure NULL, and err holds one sentence fragment.  Ended by dev->ops->close.
+ */
+	qwen_device *qwen_cuda_open(int index, const char *name, qwen_dtype act, char *err, size_t errlen);
 
 #ifdef __cplusplus
 }

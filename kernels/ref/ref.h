@@ -14,8 +14,8 @@ qwen_dtype qwen_ref_matrix_dtype(const qwen_device *dev, qwen_dtype wanted);
 size_t qwen_ref_matrix_bytes(const qwen_device *dev, qwen_dtype dtype, int64_t n, int64_t k);
 bool qwen_ref_matrix_upload(qwen_device *dev, qwen_matrix *m, int64_t row, int64_t n_rows, const void *src,
 							qwen_dtype source);
-void qwen_ref_embed(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
-void qwen_ref_add_rmsnorm(qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w,
+void qwen_ref_embed(qwen_device *dev, float *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n);
+void qwen_ref_add_rmsnorm(qwen_device *dev, void *d_out, float *d_resid, const void *d_delta, const float *d_w,
 						  int32_t n, int64_t h, float eps);
 void qwen_ref_linear(qwen_device *dev, void *d_out, const qwen_matrix *w, const float *d_bias, const void *d_x,
 					 int32_t rows);

@@ -6,11 +6,17 @@
 
 #include <string.h>
 
-/* out[t, :] = E[ids[t], :] */
+/* out[t, :] = E[ids[t], :], zeros for -1 */
 void
-qwen_ref_embed(qwen_device *dev, void *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n)
+qwen_ref_embed(qwen_device *dev, float *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n)
 {
-	qwen_ref_gather(dev, d_out, e->data, ids, n, e->k);
+	const float *rows = e->data;
+
+	for (int32_t t = 0; t < n; t++)
+		if (ids[t] < 0)
+			memset(d_out + t * e->k, 0, (size_t) e->k * sizeof(float));
+		else
+			memcpy(d_out + t * e->k, rows + ids[t] * e->k, (size_t) e->k * sizeof(float));
 }
 
 /* out[i, :] = x[rows[i], :] */

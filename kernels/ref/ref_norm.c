@@ -8,13 +8,13 @@
 
 /* resid += delta; out = resid / sqrt(mean(resid^2) + eps) * w, row by row */
 void
-qwen_ref_add_rmsnorm(qwen_device *dev, void *d_out, void *d_resid, const void *d_delta, const float *d_w, int32_t n,
+qwen_ref_add_rmsnorm(qwen_device *dev, void *d_out, float *d_resid, const void *d_delta, const float *d_w, int32_t n,
 					 int64_t h, float eps)
 {
 	for (int32_t t = 0; t < n; t++)
 	{
 		float *out = (float *) d_out + t * h;
-		float *resid = (float *) d_resid + t * h;
+		float *resid = d_resid + t * h;
 		const float *delta = d_delta ? (const float *) d_delta + t * h : NULL;
 		float sum = 0;
 		float scale;

@@ -62,7 +62,7 @@ plan_on(qwen_plan_settings *settings, const qwen_plan_device *described, int n)
 	qwen_error err;
 
 	memcpy(devices, described, sizeof(devices));
-	if (qwen_plan_divide_cpu(settings, devices, &n, &err) == QWEN_OK &&
+	if (qwen_plan_divide(settings, devices, &n, &err) == QWEN_OK &&
 		qwen_plan_solve(&model, settings, devices, n, &plan, &err) == QWEN_OK)
 		check_plan(&plan);
 	else

@@ -34,7 +34,7 @@ need_server()
 	fi
 }
 
-need_build()
+need_engine()
 {
 	need gcc command -v gcc
 	need libc6-dev test -f /usr/include/stdio.h
@@ -43,6 +43,11 @@ need_build()
 	need libjansson-dev pkg-config --exists jansson
 	need libpcre2-dev pkg-config --exists libpcre2-8
 	need libutf8proc-dev pkg-config --exists libutf8proc
+}
+
+need_build()
+{
+	need_engine
 	need_server
 }
 
@@ -51,6 +56,7 @@ need_tests()
 {
 	need_build
 	need postgresql-client-15 test -x "$debian_pgxs/src/test/regress/pg_regress"
+	need g++ command -v g++
 	need libcmocka-dev pkg-config --exists cmocka
 	need perl command -v prove
 	need xz-utils command -v xz

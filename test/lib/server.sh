@@ -86,3 +86,28 @@ stop_servers()
 
 # sql [psql option...]: psql in the server of the run.
 sql() { as_user "$server_bin/psql" -X -q -v ON_ERROR_STOP=1 -h "$run_dir/work" -U postgres "$@"; }
+
+# ---- SQL tests ----
+
+pg_regress()
+{
+	local own
+
+	own=$(dirname "$(pg pgxs)")/../test/regress/pg_regress
+	if [ -x "$own" ]; then
+		echo "$own"
+	else
+		echo "$debian_pgxs/src/test/regress/pg_regress"
+	fi
+}
+
+# regress WORK CONF [OPTION...]: the SQL tests in WORK/sql on a new instance of the copied server with the settings in
+# CONF; OPTIONS are for the sessions. Shows what differs.
+regress()
+{
+	as_user env PGOPTIONS="${*:3}" "$(pg_regress)" --bindir="$server_bin" --inputdir="$1" --outputdir="$1" \
+		--temp-instance="$1/instance" --temp-config="$2" --no-locale --encoding=UTF8 --load-extension=qwen \
+		--dbname=regression $(cd "$1/sql" && ls -- *.sql | sed 's/\.sql$//') && return
+	head -n 200 "$1/regression.diffs" || tail -n 50 "$1/log/postmaster.log"
+	return 1
+}

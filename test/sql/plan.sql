@@ -15,7 +15,7 @@ FROM qwen_plan(:model, devices => '4x22GiB');
 SELECT device, holds, fits, weights_bytes, kv_bytes, missing_bytes, max_tokens, full_sequences, detail, remedies
 FROM qwen_plan(:model, devices => '1x22GiB');
 \x off
-SELECT fits, full_sequences FROM qwen_plan(:model, devices => '1x22GiB', quantization => 'int8', max_model_len => 9472)
+SELECT fits, full_sequences FROM qwen_plan(:model, devices => '1x22GiB', quantization => 'int8', max_model_len => 9216)
 WHERE device = 'total';
 
 -- every argument has its effect

@@ -121,7 +121,7 @@ layer_activations(const figures *f, int layer)
 	return most(mixer, ffn);
 }
 
-/* The longest row that a product of the layer takes, as a processor narrows it: whole groups, 2 bytes an element. */
+/* Elements of the longest row that a product of the layer takes. */
 static inline uint64_t
 layer_row(const figures *f, int layer)
 {
@@ -129,7 +129,29 @@ layer_row(const figures *f, int layer)
 	uint64_t mixer = is_full(m, layer) ? (uint64_t) (m->heads * m->dim) : (uint64_t) m->value_heads * 128;
 	uint64_t ffn = (uint64_t) (m->experts ? (m->shared > m->expert_size ? m->shared : m->expert_size) : m->f);
 
-	return 2 * up(most((uint64_t) m->h, most(mixer, ffn) / f->tp), 64);
+	return most((uint64_t) m->h, most(mixer, ffn) / f->tp);
+}
+
+/* A processor narrows rows: whole groups, 2 bytes an element. row: the longest, 0 without layers. */
+static inline uint64_t
+cpu_scratch(const figures *f, uint64_t row, bool head)
+{
+	return most(512 * 2 * up(row, 64), head ? f->rows * 2 * up((uint64_t) f->m->h, 64) : 0);
+}
+
+/*
+ * A GPU has 32 MiB for cuBLAS and 32 MiB for widened weights, partial sums of decoding in 32 splits at most, and the
+ * step's batch: 7 numbers a token, 9 a sequence, its logit rows, and all blocks of all sequences.
+ */
+static inline uint64_t
+gpu_scratch(const figures *f, uint64_t row, bool head)
+{
+	const released *m = f->m;
+	uint64_t tokens = most(512, head ? f->rows : 0), logit_rows = head ? f->rows : 0;
+	uint64_t partials = row ? f->rows * ((uint64_t) m->heads / f->tp) * 32 * ((uint64_t) m->dim + 2) * 4 : 0;
+	uint64_t batch = 7 * tokens + 9 * f->rows + logit_rows + f->rows * (up(f->length, 16) / 16);
+
+	return 64 * MIB + up(partials, 256) + up(4 * batch, 256);
 }
 
 /* Of the engine beside its model, shared by the shards of the head: 16 threads, of which as many draw as have rows. */
@@ -147,7 +169,7 @@ static inline qwen_plan_usage
 expected_usage(const figures *f, const qwen_plan *plan, int device)
 {
 	const released *m = f->m;
-	uint64_t b = f->cpu ? 4 : 2, unit = f->cpu ? 64 : 256, h = (uint64_t) m->h, phase = 0;
+	uint64_t b = f->cpu ? 4 : 2, unit = f->cpu ? 64 : 256, h = (uint64_t) m->h, phase = 0, row = 0;
 	qwen_plan_usage u = {0};
 	int full = 0, linear = 0;
 	bool embed = false, head = false, used;
@@ -161,7 +183,7 @@ expected_usage(const figures *f, const qwen_plan *plan, int device)
 			{
 				u.layers += layer_weights(f, layer);
 				phase = most(phase, layer_activations(f, layer));
-				u.scratch = f->cpu ? most(u.scratch, 512 * layer_row(f, layer)) : 0;
+				row = most(row, layer_row(f, layer));
 				full += is_full(m, layer);
 				linear += !is_full(m, layer);
 			}
@@ -176,11 +198,10 @@ expected_usage(const figures *f, const qwen_plan *plan, int device)
 	if (!used)
 		return u;
 	u.activations = up(512 * h * 4, unit) + 2 * up(512 * h * b, unit) + phase + (head ? up(f->rows * h * b, unit) : 0);
-	if (f->cpu && head)
-		u.scratch = most(u.scratch, f->rows * 2 * up(h, 64));
+	u.scratch = f->cpu ? cpu_scratch(f, row, head) : gpu_scratch(f, row, head);
 	u.logits = head ? f->rows * ((uint64_t) m->vocab / f->tp) * 4 : 0;
 	u.rope = full ? f->length * (uint64_t) (is_hybrid(m) ? 64 : m->dim) * 4 : 0;
-	u.overhead = f->cpu ? (head ? engine_bytes(f, plan->kv_blocks) : 0) : (608 + (f->tp > 1 ? 128 : 0)) * MIB;
+	u.overhead = f->cpu ? (head ? engine_bytes(f, plan->kv_blocks) : 0) : (512 + 64 + (f->tp > 1 ? 128 : 0)) * MIB;
 	u.margin = (f->cpu ? 4 : 256) * MIB;
 	return u;
 }

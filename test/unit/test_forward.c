@@ -265,7 +265,7 @@ check_golden(qwen_model *model, const golden *g, bool ref)
 	double worst = distance(got, g->logits, n) / std;
 
 	if (!(worst <= bound))
-		fail_msg("%s: logits off by %g, bound %g", qwen_model_device(model)->ops->name, worst, bound);
+		fail_msg("%s: logits off by %g, bound %g", qwen_model_kernels(model), worst, bound);
 	free(got);
 }
 

@@ -72,7 +72,7 @@ static const qwen_dtype all_dtypes[] = {QWEN_F32, QWEN_F16, QWEN_BF16, QWEN_INT8
 static void
 product(qwen_device *d, float *out, const qwen_matrix *w, const float *bias, const float *x, int32_t rows)
 {
-	size_t bytes = d->ops->scratch_bytes(d, rows, w->k);
+	size_t bytes = d->ops->scratch_bytes(d, &(qwen_needs){.rows = rows, .k = w->k});
 
 	d->scratch = bytes ? d->ops->alloc(d, bytes) : NULL;
 	if (bias)

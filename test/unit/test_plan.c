@@ -167,63 +167,63 @@ static const struct
 	qwen_plan_settings settings;
 	int64_t blocks;
 } cases[] = {
-	{"Qwen1.5-14B", "4x22GiB", {}, 4460},
+	{"Qwen1.5-14B", "4x22GiB", {}, 4397},
 	{"Qwen1.5-14B", "1x22GiB", {}, 0},
 	{"Qwen1.5-14B", "1x24GiB", {.quantization = "int8"}, 0},
-	{"Qwen1.5-14B", "1x24GiB", {.quantization = "int8", .max_model_len = 8192}, 764},
-	{"Qwen1.5-14B", "1x24GiB", {.quantization = "int4", .kv_dtype = "int8"}, 2356},
+	{"Qwen1.5-14B", "1x24GiB", {.quantization = "int8", .max_model_len = 8192}, 749},
+	{"Qwen1.5-14B", "1x24GiB", {.quantization = "int4", .kv_dtype = "int8"}, 2325},
 	{"Qwen1.5-14B", "1x40GiB", {}, 0},
-	{"Qwen1.5-14B", "1x40GiB", {.max_model_len = 8192}, 1028},
-	{"Qwen1.5-14B", "1x40GiB", {.quantization = "int8"}, 2074},
+	{"Qwen1.5-14B", "1x40GiB", {.max_model_len = 8192}, 1012},
+	{"Qwen1.5-14B", "1x40GiB", {.quantization = "int8"}, 2058},
 	{"Qwen1.5-14B", "3x12GiB", {}, 0},
-	{"Qwen1.5-14B", "3x12GiB", {.max_model_len = 4096}, 499},
-	{"Qwen1.5-14B", "3x12GiB", {.quantization = "int8", .kv_dtype = "int8"}, 3055},
-	{"Qwen1.5-14B", "4x22GiB", {.tensor_parallel = 2}, 4686},
-	{"Qwen1.5-14B", "4x22GiB", {.tensor_parallel = 4}, 4701},
-	{"Qwen1.5-14B", "1x80GiB", {}, 4304},
-	{"Qwen1.5-14B", "2x80GiB,1x24GiB", {.device_map = "balanced"}, 12208},
-	{"Qwen1.5-0.5B", "1x8GiB", {}, 4182},
+	{"Qwen1.5-14B", "3x12GiB", {.max_model_len = 4096}, 458},
+	{"Qwen1.5-14B", "3x12GiB", {.quantization = "int8", .kv_dtype = "int8"}, 2961},
+	{"Qwen1.5-14B", "4x22GiB", {.tensor_parallel = 2}, 4650},
+	{"Qwen1.5-14B", "4x22GiB", {.tensor_parallel = 4}, 4677},
+	{"Qwen1.5-14B", "1x80GiB", {}, 4288},
+	{"Qwen1.5-14B", "2x80GiB,1x24GiB", {.device_map = "balanced"}, 12173},
+	{"Qwen1.5-0.5B", "1x8GiB", {}, 4137},
 	{"Qwen1.5-1.8B", "1x8GiB", {}, 0},
-	{"Qwen1.5-1.8B", "1x12GiB", {}, 2576},
-	{"Qwen1.5-4B", "1x24GiB", {}, 2556},
+	{"Qwen1.5-1.8B", "1x12GiB", {}, 2543},
+	{"Qwen1.5-4B", "1x24GiB", {}, 2538},
 	{"Qwen1.5-7B", "2x16GiB", {}, 0},
-	{"Qwen1.5-7B", "2x24GiB", {.device_map = "balanced"}, 4033},
-	{"Qwen1.5-32B", "4x24GiB", {}, 7446},
+	{"Qwen1.5-7B", "2x24GiB", {.device_map = "balanced"}, 3992},
+	{"Qwen1.5-32B", "4x24GiB", {}, 7261},
 	{"Qwen1.5-72B", "8x24GiB", {}, 0},
-	{"Qwen1.5-72B", "4x80GiB", {.tensor_parallel = 4}, 4634},
-	{"Qwen1.5-110B", "4x80GiB", {}, 21194},
-	{"Qwen1.5-MoE-A2.7B", "2x24GiB", {}, 6571},
-	{"Qwen2.5-0.5B", "1x4GiB", {}, 11280},
+	{"Qwen1.5-72B", "4x80GiB", {.tensor_parallel = 4}, 4624},
+	{"Qwen1.5-110B", "4x80GiB", {}, 20959},
+	{"Qwen1.5-MoE-A2.7B", "2x24GiB", {}, 6506},
+	{"Qwen2.5-0.5B", "1x4GiB", {}, 10944},
 	{"Qwen2.5-0.5B", "cpu=4GiB", {}, -1},
 	{"Qwen2.5-1.5B", "cpu=16GiB", {}, -1},
-	{"Qwen2.5-3B", "1x8GiB", {.quantization = "int8"}, 7265},
+	{"Qwen2.5-3B", "1x8GiB", {.quantization = "int8"}, 7089},
 	{"Qwen2.5-7B", "1x16GiB", {}, 0},
-	{"Qwen2.5-7B", "1x16GiB", {.quantization = "int8"}, 8906},
-	{"Qwen2.5-7B", "1x24GiB", {}, 10228},
-	{"Qwen2.5-7B", "4x22GiB", {.tensor_parallel = 4}, 81467},
-	{"Qwen2.5-14B", "2x22GiB", {}, 4899},
-	{"Qwen2.5-32B", "2x40GiB", {}, 4290},
-	{"Qwen2.5-32B", "1x40GiB", {.quantization = "int8", .max_model_len = 8192}, 1903},
-	{"Qwen2.5-72B", "4x40GiB", {}, 3661},
-	{"Qwen2.5-72B", "2x40GiB", {.quantization = "int4", .kv_dtype = "int8"}, 15319},
-	{"Qwen2-57B-A14B", "2x80GiB", {}, 59378},
+	{"Qwen2.5-7B", "1x16GiB", {.quantization = "int8"}, 8738},
+	{"Qwen2.5-7B", "1x24GiB", {}, 10059},
+	{"Qwen2.5-7B", "4x22GiB", {.tensor_parallel = 4}, 81182},
+	{"Qwen2.5-14B", "2x22GiB", {}, 4768},
+	{"Qwen2.5-32B", "2x40GiB", {}, 4192},
+	{"Qwen2.5-32B", "1x40GiB", {.quantization = "int8", .max_model_len = 8192}, 1854},
+	{"Qwen2.5-72B", "4x40GiB", {}, 3437},
+	{"Qwen2.5-72B", "2x40GiB", {.quantization = "int4", .kv_dtype = "int8"}, 15090},
+	{"Qwen2-57B-A14B", "2x80GiB", {}, 59040},
 	{"Qwen3-0.6B", "cpu=16GiB", {}, -1},
 	{"Qwen3-1.7B", "cpu=8GiB", {}, -1},
-	{"Qwen3-4B", "1x16GiB", {}, 3395},
-	{"Qwen3-8B", "1x24GiB", {}, 3496},
-	{"Qwen3-8B", "2x16GiB", {}, 6654},
-	{"Qwen3-8B", "16x24GiB", {.tensor_parallel = 16}, 80074},
-	{"Qwen3-14B", "1x80GiB,1x24GiB", {}, 21058},
-	{"Qwen3-14B", "1x40GiB", {}, 4674},
-	{"Qwen3-14B", "2x16GiB,1x24GiB", {}, 10203},
-	{"Qwen3-32B", "1x80GiB", {}, 4575},
-	{"Qwen3-32B", "2x48GiB", {.tensor_parallel = 2}, 8379},
-	{"Qwen3-30B-A3B", "1x80GiB", {}, 15072},
-	{"Qwen3-30B-A3B", "1x24GiB", {.quantization = "int4", .kv_dtype = "int8", .max_model_len = 16384}, 8840},
-	{"Qwen3-235B-A22B", "8x80GiB", {}, 64030},
-	{"Qwen3-235B-A22B", "4x80GiB", {.quantization = "int4"}, 65206},
-	{"Qwen3-Coder-480B-A35B", "8x141GiB", {.max_model_len = 65536}, 51288},
-	{"Qwen3-Coder-480B-A35B", "16x80GiB", {.tensor_parallel = 8}, 96649},
+	{"Qwen3-4B", "1x16GiB", {}, 3322},
+	{"Qwen3-8B", "1x24GiB", {}, 3423},
+	{"Qwen3-8B", "2x16GiB", {}, 6508},
+	{"Qwen3-8B", "16x24GiB", {.tensor_parallel = 16}, 79922},
+	{"Qwen3-14B", "1x80GiB,1x24GiB", {}, 20979},
+	{"Qwen3-14B", "1x40GiB", {}, 4595},
+	{"Qwen3-14B", "2x16GiB,1x24GiB", {}, 9916},
+	{"Qwen3-32B", "1x80GiB", {}, 4501},
+	{"Qwen3-32B", "2x48GiB", {.tensor_parallel = 2}, 8297},
+	{"Qwen3-30B-A3B", "1x80GiB", {}, 14962},
+	{"Qwen3-30B-A3B", "1x24GiB", {.quantization = "int4", .kv_dtype = "int8", .max_model_len = 16384}, 8629},
+	{"Qwen3-235B-A22B", "8x80GiB", {}, 63244},
+	{"Qwen3-235B-A22B", "4x80GiB", {.quantization = "int4"}, 64813},
+	{"Qwen3-Coder-480B-A35B", "8x141GiB", {.max_model_len = 65536}, 50436},
+	{"Qwen3-Coder-480B-A35B", "16x80GiB", {.tensor_parallel = 8}, 96250},
 	{"Qwen3-Next-80B-A3B", "2x80GiB", {}, -1},
 	{"Qwen3-Next-80B-A3B", "2x80GiB", {.quantization = "int8"}, -1},
 	{"Qwen3.5-0.8B", "1x8GiB", {}, -1},
@@ -293,7 +293,7 @@ fourteen_billion_on_four_cards_of_22(void **state)
 	check_remedies(&g, &settings, devices, n, &plan);
 	assert_int_equal(qwen_plan_refusal(&plan, &err), QWEN_NO_MEMORY);
 	assert_non_null(strstr(err.message, "cuda:0"));
-	assert_non_null(strstr(err.detail, "Exactly 32701992960 bytes are missing."));
+	assert_non_null(strstr(err.detail, "Exactly 32908062720 bytes are missing."));
 	assert_non_null(strstr(err.hint, "ALTER SYSTEM SET qwen."));
 }
 
@@ -709,7 +709,7 @@ one_processor_can_be_several_devices(void **state)
 	int n;
 
 	describe("1x24GiB,cpu=10GiB", d, &n);
-	assert_ok(qwen_plan_divide_cpu(&settings, d, &n, &err), err);
+	assert_ok(qwen_plan_divide(&settings, d, &n, &err), err);
 	assert_int_equal(n, 4);
 	assert_string_equal(d[0].name, "cuda:0");
 	assert_string_equal(d[2].name, "cpu:1");
@@ -717,17 +717,70 @@ one_processor_can_be_several_devices(void **state)
 
 	settings = (qwen_plan_settings){.device_map = "{\"embed\": \"cpu:0\", \"head\": \"cpu:1\"}"};
 	describe("cpu=10GiB", d, &n);
-	assert_ok(qwen_plan_divide_cpu(&settings, d, &n, &err), err);
+	assert_ok(qwen_plan_divide(&settings, d, &n, &err), err);
 	assert_true(n == 2 && d[0].free == 5 * GIB && d[1].free == 5 * GIB && d[1].total == 10 * GIB);
 
 	settings = (qwen_plan_settings){.max_memory = "cpu:0=8GiB,cpu:1=8GiB"}; /* there is no more than there is */
 	describe("cpu=10GiB", d, &n);
-	assert_ok(qwen_plan_divide_cpu(&settings, d, &n, &err), err);
+	assert_ok(qwen_plan_divide(&settings, d, &n, &err), err);
 	assert_true(d[0].free == 8 * GIB && d[1].free == 2 * GIB);
 
 	settings = (qwen_plan_settings){.max_memory = "cpu:64=1GiB"};
 	describe("cpu=10GiB", d, &n);
-	assert_int_equal(qwen_plan_divide_cpu(&settings, d, &n, &err), QWEN_INVALID);
+	assert_int_equal(qwen_plan_divide(&settings, d, &n, &err), QWEN_INVALID);
+}
+
+static void
+one_gpu_can_be_several_devices(void **state)
+{
+	qwen_plan_device d[QWEN_PLAN_MAX_DEVICES];
+	qwen_plan_settings settings = {.max_memory = "cuda:0.1=4GiB,cpu:1=1GiB",
+								   .device_map = "{\"embed\": \"cuda:10.1\", \"head\": \"cuda:0.2\"}"};
+	qwen_error err;
+	int n;
+
+	describe("cuda:0=24GiB,cuda:1=8GiB,cuda:10=10GiB,cpu=10GiB", d, &n);
+	assert_ok(qwen_plan_divide(&settings, d, &n, &err), err);
+	assert_int_equal(n, 8);
+	assert_string_equal(d[0].name, "cuda:0.0");
+	assert_true(d[0].free == 10 * GIB && d[1].free == 4 * GIB && d[2].free == 10 * GIB && d[2].total == 24 * GIB);
+	assert_string_equal(d[3].name, "cuda:1");
+	assert_true(d[3].free == 8 * GIB);
+	assert_string_equal(d[5].name, "cuda:10.1");
+	assert_true(d[4].free == 5 * GIB && d[5].free == 5 * GIB);
+	assert_string_equal(d[7].name, "cpu:1");
+	assert_true(d[5].kind == QWEN_DEVICE_CUDA && d[6].free == 9 * GIB && d[7].free == 1 * GIB);
+}
+
+/* Free memory of a device that is here was asked for with our context on it; a described one has that still to come. */
+static void
+a_context_is_counted_once(void **state)
+{
+	qwen_plan_device d[QWEN_PLAN_MAX_DEVICES];
+	qwen_plan_settings settings = {0};
+	qwen_plan described, present;
+	qwen_geometry g;
+	qwen_error err;
+	int n;
+
+	read_model(find_model("Qwen3-8B"), &g);
+	describe("1x80GiB", d, &n);
+	assert_ok(qwen_plan_make(&g, &settings, d, n, &described, &err), err);
+	d[0].has_context = true;
+	assert_ok(qwen_plan_make(&g, &settings, d, n, &present, &err), err);
+	assert_int_equal(described.devices[0].usage.overhead - present.devices[0].usage.overhead, 512 * MIB);
+}
+
+/* A GPU's activations have the model's type. */
+static void
+activations_of_gpus_are_as_wide_as_the_model(void **state)
+{
+	qwen_plan narrow, wide;
+	uint64_t resid = 512 * 4096 * 4;
+
+	make("Qwen3-8B", "1x80GiB", &(qwen_plan_settings){0}, &narrow);
+	make("Qwen3-8B", "1x80GiB", &(qwen_plan_settings){.dtype = "float32"}, &wide);
+	assert_int_equal(wide.devices[0].usage.activations - resid, 2 * (narrow.devices[0].usage.activations - resid));
 }
 
 /* ---- the cache ---- */
@@ -856,6 +909,9 @@ main(void)
 		cmocka_unit_test(sizes_are_read_as_the_server_reads_them),
 		cmocka_unit_test(devices_are_described_in_a_line),
 		cmocka_unit_test(one_processor_can_be_several_devices),
+		cmocka_unit_test(one_gpu_can_be_several_devices),
+		cmocka_unit_test(a_context_is_counted_once),
+		cmocka_unit_test(activations_of_gpus_are_as_wide_as_the_model),
 		cmocka_unit_test(a_given_cache_is_taken_as_given),
 		cmocka_unit_test(an_automatic_cache_leaves_memory_to_the_server),
 		cmocka_unit_test(no_more_is_taken_than_sequences_can_use),

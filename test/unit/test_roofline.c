@@ -16,6 +16,9 @@
 
 static qwen_weights tied_weights = {.bytes = (uint64_t) (2 * (MATRICES + VOCABULARY)), .has_head = true};
 
+static const qwen_plan_share whole_share = {.n_layers = LAYERS};
+static qwen_part tied_part = {.share = &whole_share, .kv_block_bytes = 16 * 1024 * 2};
+
 static const qwen_model tied = {
 	.config = {.vocab_size = 151936,
 			   .hidden_size = 1024,
@@ -28,7 +31,7 @@ static const qwen_model tied = {
 	.tp = 1,
 	.weights = &tied_weights,
 	.n_parts = 1,
-	.kv_block_bytes = 16 * 1024 * 2,
+	.parts = &tied_part,
 };
 
 #define assert_close(a, b) assert_true((a) > 0.999999 * (b) && (a) < 1.000001 * (b))

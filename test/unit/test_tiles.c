@@ -336,7 +336,7 @@ store_matrix(qwen_device *d, qwen_dtype dtype, int64_t n, int64_t k, const float
 static void
 product(qwen_device *d, float *out, const qwen_matrix *w, const float *bias, const float *x, int64_t rows)
 {
-	size_t bytes = d->ops->scratch_bytes(d, (int32_t) rows, w->k);
+	size_t bytes = d->ops->scratch_bytes(d, &(qwen_needs){.rows = (int32_t) rows, .k = w->k});
 
 	d->scratch = bytes ? d->ops->alloc(d, bytes) : NULL;
 	d->ops->linear(d, out, w, bias, x, (int32_t) rows);

@@ -130,7 +130,7 @@ load_with(const qwen_config *config, const changes *c, const qwen_model_options 
 	rc = plan_whole(config, checkpoint, options, dev, w, &plan, err);
 	if (rc == QWEN_OK)
 	{
-		rc = qwen_weights_load(plan, checkpoint, NULL, NULL, err);
+		rc = qwen_weights_load(plan, checkpoint, dev, NULL, NULL, err);
 		qwen_weight_plan_free(plan);
 	}
 	if (rc != QWEN_OK)
@@ -288,7 +288,7 @@ large_matrices_are_read_in_parts(void **state)
 	scratch_safetensors(&s, "model.safetensors", header, offset);
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
 	assert_ok(plan_whole(&config, checkpoint, &(qwen_model_options){0}, dev, &w, &plan, &err), err);
-	assert_ok(qwen_weights_load(plan, checkpoint, NULL, NULL, &err), err);
+	assert_ok(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), err);
 	assert_rows(dev, &w.embed, 0, 1001, at[0]);
 	assert_rows(dev, &w.layers[0].qkv, 0, 14, at[2]);
 	assert_rows(dev, &w.layers[0].out, 0, 1024, at[5]);
@@ -468,7 +468,7 @@ truncated_weights_name_file_and_byte(void **state)
 	assert_ok(qwen_checkpoint_open(s.dir, &checkpoint, &err), err);
 	assert_ok(plan_whole(&small, checkpoint, &(qwen_model_options){0}, dev, &w, &plan, &err), err);
 	assert_int_equal(truncate(scratch_path(&s, "model.safetensors", path), 1500), 0);
-	assert_int_equal(qwen_weights_load(plan, checkpoint, NULL, NULL, &err), QWEN_IO);
+	assert_int_equal(qwen_weights_load(plan, checkpoint, dev, NULL, NULL, &err), QWEN_IO);
 	assert_non_null(strstr(err.message, "model.safetensors"));
 	assert_non_null(strstr(err.detail, "byte 1500"));
 	qwen_weight_plan_free(plan);
