@@ -102,6 +102,15 @@ add_bias(const float *bias, float *out, int64_t stride, int64_t n, int mr)
 			out[b * stride + j] += bias[j];
 }
 
+/* Asks for the lines that the tile will write at its end. */
+INLINE void
+fetch_outputs(const dot_outputs *o, int ns, int mr)
+{
+	for (int b = 0; b < mr; b++)
+		for (int a = 0; a < ns; a++)
+			prefetch_written(o->first + b * o->stride + a * STRIP);
+}
+
 /* The sums of the blocks before this one. */
 INLINE void
 load_sums(const linear_job *job, const dot_block *block, const dot_place *at, dot_outputs *o, vf sum[][DOT_ROWS][SV],
@@ -110,7 +119,9 @@ load_sums(const linear_job *job, const dot_block *block, const dot_place *at, do
 	o->copied = (at->strip + ns) * STRIP > job->w->n;
 	o->first = o->copied ? o->copy : job->out + at->row * job->w->n + at->strip * STRIP;
 	o->stride = o->copied ? DOT_STRIPS * STRIP : job->w->n;
-	if (o->copied && !block->first)
+	if (block->first)
+		fetch_outputs(o, ns, mr);
+	else if (o->copied)
 		copy_outputs(job, at, o, ns, mr, false);
 #pragma GCC unroll 4
 	for (int a = 0; a < ns; a++)
@@ -160,6 +171,11 @@ quad_tile(const linear_job *job, const dot_block *block, dot_place at, int mr, q
 {
 	int64_t end = at.strip + DOT_STRIPS;
 
+	if (dtype == QWEN_INT8 || dtype == QWEN_INT4)
+	{
+		int_tile(job, block, &at, dot_strips(mr), mr, dtype);
+		return;
+	}
 	for (; at.strip < end; at.strip += dot_strips(mr))
 	{
 #if defined(__AVX512BF16__)
@@ -169,10 +185,7 @@ quad_tile(const linear_job *job, const dot_block *block, dot_place at, int mr, q
 			continue;
 		}
 #endif
-		if (dtype == QWEN_INT8 || dtype == QWEN_INT4)
-			int_tile(job, block, &at, dot_strips(mr), mr, dtype);
-		else
-			float_tile(job, block, &at, dot_strips(mr), mr, dtype);
+		float_tile(job, block, &at, dot_strips(mr), mr, dtype);
 	}
 }
 
