@@ -11,9 +11,9 @@
  *	  AVX-512	vpdpbusd, which wants the weights unsigned: int8 is moved up by 128, and the sums begin with
  *				-128 times the sum of the activations
  *	  AVX2		int4 by vpmaddubsw: eight times 2 * 15 * 127 fit int16, so the way to int32 is gone once in four
- *				steps.  int8 by vpmaddwd, even and odd bytes widened to int16: vpmaddubsw would want |w| times x with
- *				the sign of w and a third instruction on the way to int32, four where this takes two twice, of which
- *				three instead of two can only go to the units that multiply
+ *				steps.  int8 by vpmaddwd, even and odd bytes widened to int16.  vpmaddubsw, of |w| and x with the sign
+ *				of w, needs as many instructions for as many products, but three of four on the units that multiply
+ *				instead of two: 1.57 cycles against 1.25 on Zen 4
  *	  SSE2		both by pmaddwd
  *
  * A tile takes a whole quad, a group at a time: the outputs wait in the first-level cache anyway while the sums of a

@@ -36,8 +36,12 @@
 #endif
 /* Bytes of a quad that stay in a core's second-level cache while the rows pass. */
 #define BLOCK_BYTES (256 * 1024)
-/* Bytes of the strips under way that are asked for before their use, when one tile holds all rows. */
+/*
+ * Bytes of the strips under way that are asked for before their use, when one tile holds all rows: what was best on
+ * Zen 4.  Floats, read a quad at a time, come 10 % faster with half of what is best for the others.
+ */
 #define AHEAD_BYTES 8192
+#define AHEAD_BYTES_FLOAT_QUAD 4096
 
 /* A range of columns, counted in steps of floats or in groups. */
 typedef struct dot_block
@@ -283,13 +287,23 @@ quad_block(const linear_job *job, const dot_block *block, int64_t strip, int64_t
 	}
 }
 
+/* Bytes of each strip that are asked for before their use, when one tile holds all rows. */
+static int64_t
+bytes_ahead(const linear_job *job)
+{
+	bool floats = job->w->dtype != QWEN_INT8 && job->w->dtype != QWEN_INT4;
+	int strips = dot_strips((int) job->rows);
+
+	return (floats && strips == DOT_STRIPS ? AHEAD_BYTES_FLOAT_QUAD : AHEAD_BYTES) / strips;
+}
+
 /* All rows by the quad that begins with that strip. */
 static void
 quad_product(const linear_job *job, int64_t strip)
 {
 	dot_units units = units_of(job->w);
 	int64_t tiles = (job->rows + DOT_ROWS - 1) / DOT_ROWS;
-	int64_t ahead = tiles == 1 ? AHEAD_BYTES / dot_strips((int) job->rows) : 0;
+	int64_t ahead = tiles == 1 ? bytes_ahead(job) : 0;
 	int64_t begin = 0;
 
 	do
