@@ -37,8 +37,6 @@
 #define BF16_PAIRS false
 #endif
 
-typedef int16_t vshort __attribute__((vector_size(VL * 4)));
-
 /* Factor words of a step. */
 INLINE int
 step_words(qwen_dtype dtype)

@@ -11,6 +11,9 @@
 #define NARROW_BF16 false
 #endif
 
+/* Bytes that are asked for before they are written. */
+#define WRITE_AHEAD 1024
+
 typedef struct narrow_job
 {
 	const float *x; /* [rows, k] */
@@ -72,9 +75,12 @@ quantize_piece(void *arg, int64_t begin, int64_t end)
 			int64_t i = g * QWEN_GROUP, n = job->k - i < QWEN_GROUP ? job->k - i : QWEN_GROUP;
 			int8_t *q = job->q + t * job->stride + i;
 			int32_t sum;
-			float scale = quantize_activations(job->x + t * job->k + i, (int) n, q, &sum);
+			float scale;
 
-			memset(q + n, 0, (size_t) (QWEN_GROUP - n));
+			prefetch_written(q + WRITE_AHEAD);
+			scale = quantize_activations(job->x + t * job->k + i, (int) n, q, &sum);
+			if (n < QWEN_GROUP)
+				memset(q + n, 0, (size_t) (QWEN_GROUP - n));
 			job->scales[t * groups + g] = scale;
 			if (job->sums)
 				job->sums[t * groups + g] = sum;

@@ -22,6 +22,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/*
+ * Holds a vector in a register here.  Where a loop's sums fill the registers, the compiler would otherwise move additions
+ * and loads past each other until some of the sums stand in memory.
+ */
+#define KEEP(v) __asm__("" : "+v"(v))
+
 #if defined(__AVX512F__)
 
 #define VL 16
@@ -216,6 +222,8 @@ vf_reduce_add(vf v)
 
 #endif
 
+typedef int16_t vshort __attribute__((vector_size(VL * 4)));
+
 INLINE float
 vf_reduce_max(vf v)
 {
@@ -235,11 +243,27 @@ vf_reduce_max(vf v)
 INLINE int32_t
 vi_reduce_add(vi v)
 {
-	int32_t sum = 0;
+#if VL == 16
+	return _mm512_reduce_add_epi32((__m512i) v);
+#else
+#if VL == 8
+	__m128i s = _mm_add_epi32(_mm256_castsi256_si128((__m256i) v), _mm256_extracti128_si256((__m256i) v, 1));
+#else
+	__m128i s = (__m128i) v;
+#endif
+	s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+	return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+#endif
+}
 
-	for (int i = 0; i < VL; i++)
-		sum += v[i];
-	return sum;
+/*
+ * Asks for a line that will be written: stores that miss fill their queue, and then nothing else goes on.  Any address
+ * will do, and processors of 64 bits that do not know the instruction pass over it.
+ */
+INLINE void
+prefetch_written(const void *p)
+{
+	__asm__ volatile("prefetchw %0" : : "m"(*(const char *) p));
 }
 
 INLINE vf
