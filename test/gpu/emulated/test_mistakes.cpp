@@ -123,10 +123,10 @@ test_deaths(void)
 			   "a write just beyond device memory is found");
 	test_death([] { CUDA_LAUNCH(write_kernel, 1, 1, 0, nullptr, some_memory(), -1); }, SIGABRT, "before 400 bytes",
 			   "a write just before it");
-	test_death([] { CUDA_LAUNCH(write_kernel, 1, 1, 0, nullptr, some_memory(), 128); }, SIGSEGV, "write_kernel",
-			   "a write far beyond");
-	test_death([] { CUDA_LAUNCH(overrun_kernel, 1, 1, 256, nullptr); }, SIGSEGV, "overrun_kernel",
-			   "a write beyond dynamic shared memory");
+	test_death([] { CUDA_LAUNCH(write_kernel, 1, 1, 0, nullptr, some_memory(), 128); }, SIGSEGV,
+			   "byte 512 of 400 bytes of device 0", "a write far beyond");
+	test_death([] { CUDA_LAUNCH(overrun_kernel, 1, 1, 256, nullptr); }, SIGSEGV,
+			   "byte 256 of 256 bytes of dynamic shared memory", "a write beyond dynamic shared memory");
 	test_death([] { CUDA_LAUNCH(crooked_kernel, 1, 1, 0, nullptr, some_memory()); }, SIGABRT, "crooked_kernel",
 			   "a copy to an address that is not a multiple of 16");
 }
