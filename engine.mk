@@ -235,7 +235,8 @@ EMULATED_CXX ?= c++
 EMULATED_CHECKS ?= -fsanitize=alignment,bounds,shift -fno-sanitize-recover=all
 EMULATED_FLAGS = -std=gnu++17 -O2 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -pthread \
 	-DQWEN_CUDA_EMULATED -Itest/gpu/emulated -I.
-EMULATOR_OBJ = $(patsubst %.cpp,$(BUILD)/emulated/%.o,$(filter-out %/test_emulated.cpp,$(wildcard test/gpu/emulated/*.cpp)))
+EMULATOR_OBJ = $(patsubst %.cpp,$(BUILD)/emulated/%.o,$(filter-out test/gpu/emulated/test_%,$(wildcard test/gpu/emulated/*.cpp)))
+EMULATED_TESTS = $(patsubst %.cpp,$(BUILD)/emulated/%.o,$(wildcard test/gpu/emulated/test_*.cpp))
 EMULATED_OBJ = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(wildcard kernels/cuda/*.cu))
 
 .PHONY: emulated emulated-selftest
@@ -256,9 +257,9 @@ $(BUILD)/emulated/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(EMULATED_CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
--include $(EMULATED_OBJ:.o=.d) $(EMULATOR_OBJ:.o=.d)
+-include $(EMULATED_OBJ:.o=.d) $(EMULATOR_OBJ:.o=.d) $(EMULATED_TESTS:.o=.d)
 
-$(BUILD)/emulated/test_emulated: $(BUILD)/emulated/test/gpu/emulated/test_emulated.o $(EMULATOR_OBJ)
+$(BUILD)/emulated/test_emulated: $(EMULATED_TESTS) $(EMULATOR_OBJ)
 	$(EMULATED_CXX) $(EMULATED_FLAGS) -o $@ $^
 
 emulated-selftest: $(BUILD)/emulated/test_emulated

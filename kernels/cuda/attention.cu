@@ -10,6 +10,10 @@
  * tokens at a time.  It converts a block's keys, then its values, into shared
  * memory, where they serve all its queries.
  *
+ * Shared memory bounds the heads: 97 KiB for QWEN_MAX_HEAD_DIM elements, which
+ * every GPU from sm_80 on has for a block.  Sums are kept there as well, for
+ * heads of any length find no registers that are known to the compiler.
+ *
  * In a step with prompts and decoding sequences each kernel has its part.
  */
 #include "kernels/cuda/cuda_attention.h"
@@ -47,12 +51,14 @@ typedef struct plain_memory
 	int32_t stride;
 } plain_memory;
 
+/* Floats from cell to cell. */
 static __host__ __device__ inline int32_t
 plain_stride(int32_t dim)
 {
 	return dim + 1;
 }
 
+/* What divide_memory divides. */
 static size_t
 plain_bytes(int32_t dim)
 {
@@ -116,7 +122,7 @@ find_item(plain_item &item, const attention_job &job)
 	return item.begin < item.end && (item.split >= 0 || blockIdx.z == 0);
 }
 
-/* Element number in qkv's or out's rows of a query: its row and head. */
+/* Of a query: its row of the step, and its head among all n_q. */
 static __device__ __forceinline__ int64_t
 row_of(const attention_job &job, const plain_item &item, int query)
 {
@@ -151,6 +157,7 @@ begin_queries(const plain_memory &m, const attention_job &job, const plain_item 
 	}
 }
 
+/* Element i of a cell as float, of int8 with its scale. */
 template <typename C>
 static __device__ __forceinline__ float
 cell_element(const cuda_cache &cache, int32_t block, int32_t g, int32_t cell, int i)
@@ -177,6 +184,7 @@ load_cells(const plain_memory &m, const cuda_cache &cache, const plain_item &ite
 	}
 }
 
+/* weights[query][cell] = q k, in units of log 2; -inf for what a row must not see: cells behind its own position. */
 static __device__ __forceinline__ void
 score_cells(const plain_memory &m, const attention_job &job, const plain_item &item, int32_t block)
 {
@@ -217,6 +225,7 @@ weigh_cells(const plain_memory &m, const plain_item &item)
 	m.max[query] = max;
 }
 
+/* sums = sums before + weights V, each thread elements of its own. */
 static __device__ __forceinline__ void
 add_cells(const plain_memory &m, const attention_job &job, const plain_item &item)
 {
@@ -255,6 +264,7 @@ give_sums(const plain_memory &m, const attention_job &job, const plain_item &ite
 	}
 }
 
+/* decode: the items are sequences of the decode list, and split; otherwise tiles of prompts. */
 template <typename T, typename C, bool decode>
 static __global__ void
 __launch_bounds__(THREADS) attend_plain(attention_job job)
@@ -285,6 +295,7 @@ __launch_bounds__(THREADS) attend_plain(attention_job job)
 
 /* ---- launches ---- */
 
+/* One kernel for each pair of types and for both lists: 24 small ones. */
 template <typename T, typename C, bool decode>
 static void
 launch(qwen_device *dev, const attention_job *job)
@@ -332,6 +343,7 @@ attention_plain(qwen_device *dev, const attention_job *job, qwen_dtype cache)
 		plain_for_cache<__nv_bfloat16, decode>(dev, job, cache);
 }
 
+/* Whether the kernels on matrix units can do it. */
 static bool
 is_tiled(const qwen_device *dev, const qwen_heads *heads, qwen_dtype cache)
 {
@@ -362,6 +374,7 @@ job_of(const qwen_device *dev, void *d_out, const void *d_qkv, const qwen_heads 
 	return job;
 }
 
+/* The rows' own keys and values are in the cache already: qk_rope_store comes before. */
 void
 cuda_attention(qwen_device *dev, void *d_out, const void *d_qkv, const qwen_heads *heads, const qwen_kv_layer *kv,
 			   const qwen_batch *batch)

@@ -43,8 +43,10 @@ template <typename T, typename C, int DIM, int KEYS> struct step_shape
 /* ---- from the cache to shared memory ---- */
 
 /*
- * Asks for the cells [first, first + KEYS) of kv head g; those at `context` and beyond become zeros.  The sequence's list
- * of blocks is not read beyond its end.  By n_threads threads.
+ * Asks for the cells [first, first + KEYS) of kv head g; those at `context` and beyond become zeros, because what lies
+ * there may be NaN, which a weight of 0 would not silence.  The sequence's list of blocks is not read beyond its end.
+ * By n_threads threads: neighbours ask for neighbouring 16 bytes, and so for whole lines of memory.  Four copies are
+ * unrolled, for the addresses of more would not find registers.
  */
 template <typename T, typename C, int DIM, int KEYS>
 static __device__ __forceinline__ void
@@ -85,7 +87,7 @@ fetch_scales(unsigned char *side, const cuda_cache &cache, const int32_t *list, 
 								 : 0);
 }
 
-/* Keys to stage, values behind them. */
+/* A step's keys to the stage and its values behind them, as one group of copies: to be waited for together. */
 template <typename T, typename C, int DIM, int KEYS>
 static __device__ __forceinline__ void
 fetch_step(unsigned char *stage, const attention_job &job, const int32_t *list, int32_t g, int32_t first,
@@ -110,7 +112,10 @@ template <typename T, typename W, int N> union packed
 	W words[N * sizeof(T) / sizeof(W)];
 };
 
-/* tile = int8 cells as T, which holds them exactly. By n_threads threads. */
+/*
+ * tile = int8 cells as T, which holds them exactly: both 16-bit types have 8 bits of mantissa or more.  By n_threads
+ * threads, 16 cells at a time; a barrier before and after is the caller's.
+ */
 template <typename T, int DIM, int KEYS>
 static __device__ __forceinline__ void
 widen_side(T *tile, const unsigned char *side, int dim, int thread, int n_threads)
@@ -197,6 +202,7 @@ template <typename T, int DIM> struct query_tile
 
 /* ---- products ---- */
 
+/* d[16, 8] += a[16, 16] b[16, 8] of a type. */
 template <typename T>
 static __device__ __forceinline__ void multiply(float d[4], const uint32_t a[4], const uint32_t b[2]);
 
@@ -239,7 +245,10 @@ template <int DIM> struct query_sums
 	}
 };
 
-/* s[KEYS / 8][4] = Q K^T */
+/*
+ * s[KEYS / 8][4] = Q K^T, tiles of 8 keys.  Keys are rows in shared memory, of which the product wants columns: as rows
+ * of the operand are pairs along the head, plain ldmatrix gives just that, two tiles of keys with each load.
+ */
 template <typename T, int DIM, int KEYS>
 static __device__ __forceinline__ void
 score_keys(float (*s)[4], query_tile<T, DIM> &queries, const T *keys, int dim)
@@ -350,7 +359,11 @@ pack_pair(float lower, float upper)
 	return pair.words[0];
 }
 
-/* out += P V; P's place among a product's results is just its place in the operand of the next. */
+/*
+ * out += P V.  Where a lane has P among the results of the first product is where the second wants it in its operand,
+ * so weights change their type and nothing else.  Values come by rows of keys and are wanted by columns: transposed
+ * loads.
+ */
 template <typename T, int DIM, int KEYS>
 static __device__ __forceinline__ void
 add_values(query_sums<DIM> &sums, const float (*p)[4], const T *values, int dim)

@@ -20,6 +20,11 @@
  */
 #include "kernels/cuda/cuda_tiles.h"
 
+/*
+ * Shared memory of a block: queries, then of each warp two stages and, for int8, room to widen them.  At the end each
+ * warp's part has its sums.  74 KiB for 128 elements of 16 bits, three blocks to a multiprocessor; long heads have half
+ * the warps, so that a block stays within what every GPU from sm_80 on gives it.
+ */
 template <typename T, typename C, int DIM> struct decode_shape : step_shape<T, C, DIM, QWEN_KV_BLOCK>
 {
 	typedef step_shape<T, C, DIM, QWEN_KV_BLOCK> step;
@@ -28,6 +33,9 @@ template <typename T, typename C, int DIM> struct decode_shape : step_shape<T, C
 	static constexpr int queries = QUERY_ROWS * step::stride * (int) sizeof(T);
 	static constexpr int warp = 2 * stage + (step::narrow ? 2 * step::tile : 0); /* of one */
 	static constexpr int bytes = queries + warps * warp;
+
+	static_assert(bytes <= 98 * 1024, "shared memory");
+	static_assert(warp >= QUERY_ROWS * DIM * (int) sizeof(float), "room for a warp's sums");
 };
 
 /* What a block of the launch works on. */
@@ -41,7 +49,7 @@ typedef struct decode_item
 	int32_t begin, end; /* of the split, in blocks */
 } decode_item;
 
-/* False: nothing to do. */
+/* False: nothing to do, for a row of the padding or a split that this sequence does not have. */
 static __device__ __forceinline__ bool
 find_item(decode_item &item, const attention_job &job)
 {
@@ -63,6 +71,9 @@ find_item(decode_item &item, const attention_job &job)
 	return item.begin < item.end;
 }
 
+/*
+ * Query heads to rows [QUERY_ROWS][DIM + 8] of shared memory; rows without a head are zeros, and nobody asks for them.
+ */
 template <typename T, int DIM>
 static __device__ __forceinline__ void
 load_queries(T *rows, const attention_job &job, const decode_item &item)
@@ -191,7 +202,10 @@ join_warps(const attention_job &job, const decode_item &item, const unsigned cha
 	}
 }
 
-/* Blocks: kv head and piece of its query heads, sequence, split. */
+/*
+ * Blocks: kv head and piece of its query heads, sequence, split.  The first keys are asked for before anything else is
+ * done.  At least three blocks to a multiprocessor, which leaves a thread 168 registers.
+ */
 template <typename T, typename C, int DIM>
 static __global__ void
 __launch_bounds__(decode_shape<T, C, DIM>::warps *WARP, 3) decode_rows(attention_job job)
@@ -224,7 +238,10 @@ __launch_bounds__(decode_shape<T, C, DIM>::warps *WARP, 3) decode_rows(attention
 
 #define MERGE_WARPS 4
 
-/* One warp for each query head of a sequence that has several splits: CUDA_MAX_SPLITS of them, a lane for each. */
+/*
+ * One warp for each query head of a sequence that has several splits: CUDA_MAX_SPLITS of them, a lane for each.  With M
+ * the greatest of the splits' m, out = (sum of 2^(m - M) o) / (sum of 2^(m - M) l), added in the order of the splits.
+ */
 template <typename T>
 static __global__ void
 __launch_bounds__(MERGE_WARPS *WARP) merge_splits(attention_job job)
@@ -255,6 +272,7 @@ __launch_bounds__(MERGE_WARPS *WARP) merge_splits(attention_job job)
 	}
 }
 
+/* Sequences with one split have their results already, and others of the step do not change them. */
 void
 attention_merge(qwen_device *dev, const attention_job *job)
 {
@@ -271,6 +289,7 @@ attention_merge(qwen_device *dev, const attention_job *job)
 
 /* ---- launches ---- */
 
+/* Grids are as large as the step's bucket: blocks for rows and splits that are not there leave at once. */
 template <typename T, typename C, int DIM>
 static void
 launch(qwen_device *dev, const attention_job *job)
@@ -289,6 +308,7 @@ launch(qwen_device *dev, const attention_job *job)
 	cuda_launched(dev, "decode_rows");
 }
 
+/* Three lengths of heads are compiled; others take the next longer one and leave tiles out. */
 template <typename T, typename C>
 static void
 launch_for_dim(qwen_device *dev, const attention_job *job)

@@ -8,7 +8,11 @@
  * Elements of RoPE meet in pairs that lie half of the turned part apart: the
  * warp keeps the head as floats in shared memory, in which any lane reaches
  * any element.  Keys and values go to the cache straight from these floats;
- * only queries are written back.
+ * only queries are written back, rounded to the activations' type.
+ *
+ * The floor is reading qkv and writing its queries and the cells; weights of
+ * norms and the table of RoPE stay in the cache.  Rows that fill up a decode
+ * step have no sequence and are left as they are.
  */
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_kv.h"
@@ -59,7 +63,7 @@ turn_head(float *x, const float *table, int rotary)
 	__syncwarp();
 }
 
-/* quant.h's qwen_quantize_row, by a warp. */
+/* quant.h's qwen_quantize_row, by a warp: the same bytes, NaN included. */
 static __device__ __forceinline__ void
 quantize_head(signed char *cell, float *scale, const float *x, int dim)
 {
@@ -81,6 +85,7 @@ quantize_head(signed char *cell, float *scale, const float *x, int dim)
 		*scale = max / 127.0f;
 }
 
+/* A head as C to its cell: int8 quantised as a whole, other types rounded. */
 template <typename C>
 static __device__ __forceinline__ void
 store_head(const cuda_cache &cache, int64_t block, int32_t g, int32_t cell, const float *x)
@@ -138,6 +143,7 @@ __launch_bounds__(WARPS *WARP) rope_heads(rope_job job)
 	keep_head<T, C>(job, qkv, row, j, x);
 }
 
+/* Types of activations T and of the cache: twelve kernels, of which a model uses one. */
 template <typename T>
 static void
 launch(qwen_device *dev, const rope_job &job, qwen_dtype dtype, int32_t rows)
@@ -153,6 +159,7 @@ launch(qwen_device *dev, const rope_job &job, qwen_dtype dtype, int32_t rows)
 	cuda_launched(dev, "rope_heads");
 }
 
+/* All four types of caches are there. */
 qwen_dtype
 cuda_kv_dtype(const qwen_device *dev, qwen_dtype wanted)
 {
@@ -160,6 +167,7 @@ cuda_kv_dtype(const qwen_device *dev, qwen_dtype wanted)
 	return wanted;
 }
 
+/* Of keys, or of values: half of what the planner counts for both. */
 size_t
 cuda_kv_block_bytes(const qwen_device *dev, qwen_dtype dtype, const qwen_heads *heads)
 {

@@ -6,6 +6,14 @@
  * at a time where rows are whole multiples of four, by kernels that hold
  * nothing but what they sum.  Rows of other lengths take the same kernels
  * element by element.
+ *
+ * The residual stream is float; what goes into a product is of the
+ * activations' type and rounded once, at the end.  Arithmetic is float.
+ *
+ * Floors, in bytes of a row of h elements of a bytes each: norm 2 * 4 h + 2 a h
+ * (and the weights, which stay in the cache), add 2 * 4 h + a h, SwiGLU 3 a f.
+ * In a decode step all of it is short of a launch's own time, so what counts
+ * there is that each is one launch with one trip to memory.
  */
 #include "kernels/cuda/cuda_device.h"
 
@@ -30,6 +38,7 @@ plain_element(const unsigned char *data, int64_t row, int64_t k, int64_t i)
 	return to_float(reinterpret_cast<const T *>(data)[row * k + i]);
 }
 
+/* A scale or minimum. */
 static __device__ __forceinline__ float
 bf16_at(const unsigned char *p, int64_t i)
 {
@@ -57,6 +66,10 @@ int4_element(const unsigned char *data, const unsigned char *scales, int64_t row
 	return fmaf((float) q, bf16_at(scales, 2 * group), bf16_at(scales, 2 * group + 1));
 }
 
+/*
+ * Element i of row `row` of a matrix [n, k] as float: the layouts of matrix.cu.  The type is known to the compiler, so
+ * one of the returns is all that remains.
+ */
 template <int dtype>
 static __device__ __forceinline__ float
 element(const unsigned char *data, const unsigned char *scales, int64_t row, int64_t k, int64_t i)
@@ -74,7 +87,7 @@ element(const unsigned char *data, const unsigned char *scales, int64_t row, int
 	return int4_element(data, scales, row, groups, i);
 }
 
-/* One block a row. */
+/* One block a row. out[rows, k]; an id of -1 is a token that another shard has. */
 template <int dtype>
 static __global__ void
 embed_rows(float *__restrict__ out, const unsigned char *__restrict__ data, const unsigned char *__restrict__ scales,
@@ -89,7 +102,8 @@ embed_rows(float *__restrict__ out, const unsigned char *__restrict__ data, cons
 
 /*
  * The ids of n of the step's tokens on the device: its own copy, where they are the step's; those that a shard makes of
- * them take its place.  They come from pageable memory, of which the call has its copy before it returns.  NULL: failed.
+ * them take its place.  They come from pageable memory, of which the call has its copy before it returns: the engine
+ * writes the next shard's ids to the same place.  NULL: failed.
  */
 static const int32_t *
 ids_on_device(qwen_device *dev, const int32_t *ids, int32_t n)
@@ -118,6 +132,7 @@ scales_offset(const qwen_matrix *e)
 	return cuda_align((size_t) e->n * groups * (e->dtype == QWEN_INT8 ? QWEN_GROUP : QWEN_GROUP / 2));
 }
 
+/* The padding of a decode step is looked up too, as token 0: what it holds must be finite, no more. */
 void
 cuda_embed(qwen_device *dev, float *d_out, const qwen_matrix *e, const int32_t *ids, int32_t n)
 {
@@ -159,8 +174,11 @@ store_quad(quad<T> *out, const quad<float> &x, float scale, const quad<float> &w
 }
 
 /*
- * One block a row of at most KEPT * blockDim.x quads.  A thread's part of the row stays in its registers between the sum
- * and the scaling; where each thread begins depends on h alone, so the order of the sum does.
+ * out = (resid += delta) / sqrt(mean(resid^2) + eps) * w, one block a row of at most KEPT * blockDim.x quads.
+ *
+ * A thread's part of the row stays in its registers between the sum and the scaling, so memory is read once; all loads
+ * of a thread are independent of each other.  How many threads there are and where each begins depends on h alone, so
+ * the order of the sum does.
  */
 template <typename T>
 static __global__ void __launch_bounds__(1024)
@@ -200,7 +218,7 @@ static __global__ void __launch_bounds__(1024)
 	}
 }
 
-/* The same of rows of any length. */
+/* The same of rows of any length: what a thread has written it reads again, most likely from the cache. */
 template <typename T>
 static __global__ void
 norm_elements(T *__restrict__ out, float *__restrict__ resid, const T *__restrict__ delta, const float *__restrict__ w,
@@ -263,7 +281,7 @@ cuda_add_rmsnorm(qwen_device *dev, void *d_out, float *d_resid, const void *d_de
 		norm<__nv_bfloat16>(dev, d_out, d_resid, d_delta, d_w, rows, h, eps);
 }
 
-/* n: of quads where they are whole, of elements otherwise. */
+/* resid[n] += delta[n], n: of quads where they are whole, of elements otherwise. Rows play no part in it. */
 template <typename T, bool quads>
 static __global__ void
 add_rows(float *__restrict__ resid, const T *__restrict__ delta, int64_t n)
@@ -317,6 +335,7 @@ cuda_add(qwen_device *dev, float *d_resid, const void *d_delta, int32_t n, int64
 
 /* ---- SwiGLU ---- */
 
+/* silu(gate) up, with silu(z) = z / (1 + exp(-z)); exp beyond the range of float gives 0, as it should. */
 static __device__ __forceinline__ float
 swiglu_element(float gate, float up)
 {
@@ -375,7 +394,7 @@ cuda_swiglu(qwen_device *dev, void *d_out, const void *d_x, int32_t n, int64_t f
 
 /* ---- gather ---- */
 
-/* One block a row of h elements, or of h blocks of 16 bytes. */
+/* out[i] = x[rows[i]], one block a row of h elements, or of h blocks of 16 bytes: bits are moved, not numbers. */
 template <typename T>
 static __global__ void
 gather_rows(T *__restrict__ out, const T *__restrict__ x, const int32_t *__restrict__ rows, int64_t h)

@@ -12,6 +12,8 @@ import sys
 import tempfile
 
 sys.dont_write_bytecode = True
+
+import gpu
 import memory
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -105,8 +107,26 @@ def plan_covers_memory(_):
             assert max(peak, loading) <= plan <= peak + 24 * memory.MIB, figures
 
 
+def gpu_report_compares(folder):
+    """Of runs that are made up: a decode that reads 900 GB/s of 1000, a batch six times as fast as transformers'."""
+    runs = gpu.Runs(folder.parent / "gpu-runs.jsonl", False)
+    work = {"sequences": 1, "prompt": 0, "generated": 10, "bytes": 9e10, "linear_operations": 1e12,
+            "attention_operations": 0}
+    for side, name, value in (("qwen", gpu.DECODE, 100), ("qwen", "64 sequences, decode", 600),
+                              ("transformers", "64 sequences, decode", 100)):
+        runs.add(side=side, row=["Qwen3-8B", "bf16", name], value=value, details=work, load_seconds=1)
+    (folder.parent / "Qwen3-8B").symlink_to(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    lines = {line[0]: line[2:] for line in gpu.bars(runs, ["Qwen3-8B"], folder.parent,
+                                                    {"read": 1e12, "matrix": 1e15, "upload": size / 0.5})}
+    assert lines["Qwen3-8B bf16 decode, 1 sequence"] == ("90 %", True), lines
+    assert lines["Qwen3-8B bf16 64 sequences, decode"] == ("6.0", True), lines
+    assert lines["Qwen3-8B bf16 256 sequences, decode"] == ("-", None), lines
+    assert lines["Qwen3-8B loading"] == ("50 %", False), lines
+
+
 CHECKS = [checkpoint_is_random, checkpoint_is_repeatable, gguf_has_the_same_weights, bench_prints_what_it_promises,
-          report_compares, plan_covers_memory]
+          report_compares, gpu_report_compares, plan_covers_memory]
 
 
 def main():

@@ -4,14 +4,14 @@
     python3 test/bench/gpu.py [--rounds 3] [--minutes 25] [--only WORD...] [--cache DIR]
 
 First the ceilings: how fast device memory is read, how fast bfloat16 is multiplied and how fast memory is uploaded
-(test/gpu/ceilings.cu). Then models of random weights in the true shapes (make_checkpoint), each in every format: decoding
-one sequence, a prompt of 4096 tokens, 64 and 256 sequences. A figure stands beside its share of the ceilings: the bytes
-that its steps must read over the bandwidth, their operations over the rate of products. Where transformers is installed
-it decodes the same sequences of the same checkpoint in the same run, in turns with the engine.
+(test/gpu/ceilings.cu). Then models of random weights in the true shapes (make_checkpoint), each in every format:
+decoding one sequence, a prompt of 4096 tokens, 64 and 256 sequences. A figure stands beside its share of the ceilings:
+the bytes that its steps must read over the bandwidth, their operations over the rate of products. Where transformers is
+installed it decodes the same sequences of the same checkpoint in the same run, in turns with the engine.
 
-Models are kept in --cache: 48 GB for all of them. Rounds are repeated until there are --rounds or the --minutes are over;
---only leaves out the models that lack one of the words. Prints Markdown, the bars in a short table last; progress goes to
-standard error. Where there is no GPU, or nothing to build for it, this is said loudly and is an error.
+Models are kept in --cache: 48 GB for all of them. Rounds are repeated until there are --rounds or the --minutes are
+over; --only leaves out the models that lack one of the words. Prints Markdown, the bars in a short table last; progress
+goes to standard error. Where there is no GPU, or nothing to build for it, this is said loudly and is an error.
 """
 import argparse
 import importlib.util
@@ -71,7 +71,8 @@ def visible_gpu():
 
 def build(capability):
     """The engine, its plug-in for this GPU alone, and the program that measures the ceilings."""
-    make = ["make", "-C", ROOT, "-s", "-j", os.cpu_count(), "-f", "engine.mk", f"BUILD={BUILD}", f"CUDA_ARCHS={capability}"]
+    make = ["make", "-C", ROOT, "-s", "-j", os.cpu_count(), "-f", "engine.mk", f"BUILD={BUILD}",
+            f"CUDA_ARCHS={capability}"]
     try:
         lacks = run([*make, "-n", "cuda"])
         if "not built" in lacks:
@@ -179,8 +180,8 @@ def print_figures(runs, rows, ceilings):
         for work in (DECODE, PREFILL, *map(batch_name, BATCHES)):
             row = (model, form, work)
             if runs.sides(row):
-                print(f"| {model} | {form} | {work} | {spread(runs.values(Engine.name, row))} | "
-                      f"{percent(share(runs, row, ceilings, 'read'))} | {percent(share(runs, row, ceilings, 'matrix'))} | "
+                shares = " | ".join(percent(share(runs, row, ceilings, of)) for of in ("read", "matrix"))
+                print(f"| {model} | {form} | {work} | {spread(runs.values(Engine.name, row))} | {shares} | "
                       f"{spread(runs.values(Transformers.name, row))} |")
     print()
 
@@ -204,13 +205,14 @@ def bars(runs, models, cache, ceilings):
     for row, (of, least) in BARS.items():
         if row[0] in models:
             figure = share(runs, row, ceilings, of)
-            yield " ".join(row), f"≥ {percent(least)} of {of}", percent(figure), None if figure is None else figure >= least
+            yield (" ".join(row), f"≥ {percent(least)} of {of}", percent(figure),
+                   None if figure is None else figure >= least)
     if COMPARED in models:
         for name in map(batch_name, BATCHES):
             ours, theirs = (runs.values(side, (COMPARED, "bf16", name)) for side in (Engine.name, Transformers.name))
             ratio = statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
-            yield (f"{COMPARED} bf16 {name}", f"≥ {BAR_BATCH} x transformers", "-" if ratio is None else f"{ratio:.1f}",
-                   None if ratio is None else ratio >= BAR_BATCH)
+            yield (f"{COMPARED} bf16 {name}", f"≥ {BAR_BATCH} x transformers",
+                   "-" if ratio is None else f"{ratio:.1f}", None if ratio is None else ratio >= BAR_BATCH)
     for model in models:
         figure = loading_share(runs, model, cache, ceilings)
         yield (f"{model} loading", f"≥ {percent(BAR_LOADING)} of copying and uploading", percent(figure),

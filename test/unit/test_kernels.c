@@ -432,6 +432,21 @@ linear_does_not_depend_on_batch_and_threads(void **state)
 
 /* ---- rows ---- */
 
+/* Rows of other shards: zeros where the id is -1, and only there. first[h]: row 4. */
+static void
+check_absent_rows(const qwen_matrix *e, const float *first, int64_t h)
+{
+	const int32_t ids[] = {-1, 4, -1};
+	float *want = calloc((size_t) (3 * h), sizeof(float)), *got = poisoned((size_t) (3 * h));
+
+	assert_non_null(want);
+	memcpy(want + h, first, (size_t) h * sizeof(float));
+	dev->ops->embed(dev, got, e, ids, 3);
+	compare("rows that are not there", want, got, (size_t) (3 * h), 0);
+	free(want);
+	free(got);
+}
+
 static void
 lookups_agree(void **state)
 {
@@ -448,6 +463,7 @@ lookups_agree(void **state)
 			ref->ops->embed(ref, want, &a, ids, 5);
 			dev->ops->embed(dev, got, &b, ids, 5);
 			compare("embed", want, got, (size_t) (5 * h), 0);
+			check_absent_rows(&b, want, h);
 			memset(got, 0xff, (size_t) (5 * h) * sizeof(float));
 			dev->ops->gather(dev, got, a.data, ids, 5, h);
 			compare("gather", want, got, (size_t) (5 * h), 0);
@@ -471,6 +487,12 @@ check_rmsnorm(int32_t n, int64_t h, bool with_delta)
 	dev->ops->add_rmsnorm(dev, got, resid_got, with_delta ? delta : NULL, w, n, h, 1e-6f);
 	compare("rmsnorm", want, got, size, 2e-6f);
 	compare("residual", resid_want, resid_got, size, 0);
+	if (with_delta) /* the addition alone */
+	{
+		memcpy(resid_got, resid, size * sizeof(float));
+		dev->ops->add(dev, resid_got, delta, n, h);
+		compare("sum", resid_want, resid_got, size, 0);
+	}
 	free(resid);
 	free(delta);
 	free(w);
@@ -511,6 +533,43 @@ swiglu_agrees(void **state)
 }
 
 /* ---- devices ---- */
+
+/* In the order of the shards: to the bit. */
+static void
+shards_are_summed_on_each_of_them(void **state)
+{
+	char why[128];
+	qwen_device *devs[3] = {dev, qwen_device_open_beside(dev, "cpu:1", why, sizeof(why)),
+							qwen_device_open_beside(dev, "cpu:2", why, sizeof(why))};
+
+	assert_true(devs[1] && devs[2] && dev->ops->join(devs, 3));
+	for (size_t n = 1; n <= 20000; n = 5 * n + 1)
+	{
+		float *parts[3], *x[3], *want = poisoned(n);
+
+		for (int s = 0; s < 3; s++)
+		{
+			parts[s] = random_array(n, 3);
+			x[s] = copy_array(parts[s], n);
+		}
+		for (size_t i = 0; i < n; i++)
+			want[i] = parts[0][i] + parts[1][i] + parts[2][i];
+		assert_true(n % 2 ? dev->ops->sum(devs, (void *const *) x, 3, (int64_t) n)
+						  : dev->ops->sum_resid(devs, x, 3, (int64_t) n));
+		for (int s = 0; s < 3; s++)
+			compare("sum of shards", want, x[s], n, 0);
+		assert_true(devs[1]->ops->copy(devs[1], x[1], devs[2], parts[2], n * sizeof(float)));
+		compare("copy", parts[2], x[1], n, 0);
+		for (int s = 0; s < 3; s++)
+		{
+			free(parts[s]);
+			free(x[s]);
+		}
+		free(want);
+	}
+	qwen_device_close(devs[2]);
+	qwen_device_close(devs[1]);
+}
 
 static void
 unknown_and_missing_sets_are_refused(void **state)
@@ -554,6 +613,7 @@ static const set_test set_tests[] = {
 	{"lookups agree", lookups_agree},
 	{"rmsnorm agrees", rmsnorm_agrees},
 	{"swiglu agrees", swiglu_agrees},
+	{"shards are summed on each of them", shards_are_summed_on_each_of_them},
 };
 
 int

@@ -93,6 +93,25 @@ static unsigned own_stack[EMULATED_MAX_THREADS]; /* of a thread that has run */
 
 static void *caller; /* stack pointer of emulated_run */
 
+/* Dynamic shared memory ends where memory that nobody may touch begins. */
+static char *
+shared_end(void)
+{
+	static char *end;
+
+	if (!end)
+	{
+		size_t bytes = (EMULATED_MAX_SHARED + PAGE - 1) / PAGE * PAGE;
+		void *map = mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (map == MAP_FAILED)
+			emulated_die("emulated CUDA: no shared memory: %s", strerror(errno));
+		end = static_cast<char *>(map) + bytes;
+		(void) mprotect(end, PAGE, PROT_NONE);
+	}
+	return end;
+}
+
 /* ---- failures ---- */
 
 static const char *
@@ -129,6 +148,19 @@ deadlock(void)
 	abort();
 }
 
+/* What is at an address that may not be touched. */
+static void
+describe_fault(const char *p, char *text, size_t size)
+{
+	if (stacks && p >= stacks && p < stacks + STACK_BYTES * EMULATED_MAX_THREADS)
+		snprintf(text, size, "the stack of a fiber has overflowed");
+	else if (p >= shared_end() && p < shared_end() + PAGE)
+		snprintf(text, size, "byte %zu of %zu bytes of dynamic shared memory",
+				 (size_t) (p - static_cast<char *>(block.shared)), block.kernel->shared);
+	else
+		emulated_describe_address(p, text, size);
+}
+
 /* A fault of the processor: says which kernel it was and lets the signal do its work. */
 static void
 fault(int signal, siginfo_t *info, void *context)
@@ -138,8 +170,8 @@ fault(int signal, siginfo_t *info, void *context)
 	(void) context;
 	if (block.kernel)
 	{
-		emulated_describe_address(info->si_addr, text, sizeof(text));
-		emulated_say(WHERE "%s at %p, %s", WHERE_ARGS, strsignal(signal), info->si_addr, text);
+		describe_fault(static_cast<const char *>(info->si_addr), text, sizeof(text));
+		emulated_say(WHERE "%s at %p: %s", WHERE_ARGS, strsignal(signal), info->si_addr, text);
 	}
 	(void) ::signal(signal, SIG_DFL);
 }
@@ -470,25 +502,6 @@ emulated_copy_wait(int pending)
 }
 
 /* ---- a kernel ---- */
-
-/* Dynamic shared memory ends where memory that nobody may touch begins. */
-static char *
-shared_end(void)
-{
-	static char *end;
-
-	if (!end)
-	{
-		size_t bytes = (EMULATED_MAX_SHARED + PAGE - 1) / PAGE * PAGE;
-		void *map = mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-		if (map == MAP_FAILED)
-			emulated_die("emulated CUDA: no shared memory: %s", strerror(errno));
-		end = static_cast<char *>(map) + bytes;
-		(void) mprotect(end, PAGE, PROT_NONE);
-	}
-	return end;
-}
 
 void *
 emulated_shared(void)

@@ -16,11 +16,14 @@
  *	  stream.cpp   queues of work, events, graphs
  *	  memory.cpp   device memory and pinned memory, copies
  *	  device.cpp   the devices and their errors
+ *	  matrix.cpp   products of a warp
+ *	  cublaslt.cpp, nccl.cpp   as much of the libraries
  *
  * Environment: QWEN_EMULATED_GPUS, how many devices (1); QWEN_EMULATED_GPU_BYTES,
  * memory of each (1 GiB); QWEN_EMULATED_GPU_BROKEN=1, the driver does not work;
  * QWEN_EMULATED_GPU_FAULT=N, the N-th kernel from the start kills its device;
- * QWEN_EMULATED_ORDER=reverse, threads and blocks run last one first.
+ * QWEN_EMULATED_NCCL=off, there is no NCCL; QWEN_EMULATED_ORDER=reverse, threads
+ * and blocks run last one first.
  */
 #ifndef EMULATED_CUDA_RUNTIME_H
 #define EMULATED_CUDA_RUNTIME_H
@@ -230,7 +233,6 @@ enum cudaError_t
 	cudaErrorNoDevice = 100,
 	cudaErrorInvalidDevice = 101,
 	cudaErrorInvalidResourceHandle = 400,
-	cudaErrorNotReady = 600,
 	cudaErrorIllegalAddress = 700,
 	cudaErrorPeerAccessAlreadyEnabled = 704,
 	cudaErrorSystemDriverMismatch = 803,
@@ -241,18 +243,13 @@ enum cudaError_t
 
 enum cudaMemcpyKind
 {
-	cudaMemcpyHostToHost,
-	cudaMemcpyHostToDevice,
+	cudaMemcpyHostToDevice = 1,
 	cudaMemcpyDeviceToHost,
-	cudaMemcpyDeviceToDevice,
-	cudaMemcpyDefault
+	cudaMemcpyDeviceToDevice
 };
 
 enum cudaDeviceAttr
 {
-	cudaDevAttrMultiProcessorCount = 16,
-	cudaDevAttrComputeCapabilityMajor = 75,
-	cudaDevAttrComputeCapabilityMinor = 76,
 	cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 
@@ -263,17 +260,11 @@ enum cudaFuncAttribute
 
 enum cudaStreamCaptureMode
 {
-	cudaStreamCaptureModeGlobal,
-	cudaStreamCaptureModeThreadLocal,
-	cudaStreamCaptureModeRelaxed
+	cudaStreamCaptureModeThreadLocal = 1
 };
 
-#define cudaStreamDefault 0u
 #define cudaStreamNonBlocking 1u
-#define cudaEventDefault 0u
 #define cudaEventDisableTiming 2u
-#define cudaHostAllocDefault 0u
-#define cudaHostAllocPortable 1u
 
 struct cudaDeviceProp
 {
@@ -297,11 +288,9 @@ cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaSetDevice(int device);
-cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer);
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags);
 cudaError_t cudaGetLastError(void);
-cudaError_t cudaPeekAtLastError(void);
 const char *cudaGetErrorString(cudaError_t error);
 const char *cudaGetErrorName(cudaError_t error);
 
@@ -309,10 +298,7 @@ const char *cudaGetErrorName(cudaError_t error);
 cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaMallocHost(void **p, size_t bytes);
-cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *p);
-cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags);
-cudaError_t cudaHostUnregister(void *p);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
@@ -335,21 +321,12 @@ cudaMallocHost(T **p, size_t bytes)
 	return cudaMallocHost(reinterpret_cast<void **>(p), bytes);
 }
 
-template <typename T>
-static inline cudaError_t
-cudaHostAlloc(T **p, size_t bytes, unsigned flags)
-{
-	return cudaHostAlloc(reinterpret_cast<void **>(p), bytes, flags);
-}
-
 /* streams, events, graphs: stream.cpp */
-cudaError_t cudaStreamCreate(cudaStream_t *stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaDeviceSynchronize(void);
-cudaError_t cudaEventCreate(cudaEvent_t *event);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);

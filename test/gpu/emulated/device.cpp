@@ -93,7 +93,7 @@ emulated_result(cudaError_t error)
 {
 	if (fatal_error != cudaSuccess)
 		error = fatal_error;
-	if (error != cudaSuccess && error != cudaErrorNotReady)
+	if (error != cudaSuccess)
 		last_error = error;
 	return error;
 }
@@ -107,18 +107,11 @@ emulated_kill(cudaError_t error)
 cudaError_t
 cudaGetLastError(void)
 {
-	cudaError_t error = cudaPeekAtLastError();
+	emulated_lock lock(emulated_everything);
+	cudaError_t error = fatal_error != cudaSuccess ? fatal_error : last_error;
 
 	last_error = cudaSuccess;
 	return error;
-}
-
-cudaError_t
-cudaPeekAtLastError(void)
-{
-	emulated_lock lock(emulated_everything);
-
-	return fatal_error != cudaSuccess ? fatal_error : last_error;
 }
 
 typedef struct error_text
@@ -144,7 +137,6 @@ find_text(cudaError_t error)
 		ERROR(cudaErrorNoDevice, "no CUDA-capable device is detected"),
 		ERROR(cudaErrorInvalidDevice, "invalid device ordinal"),
 		ERROR(cudaErrorInvalidResourceHandle, "invalid resource handle"),
-		ERROR(cudaErrorNotReady, "device not ready"),
 		ERROR(cudaErrorIllegalAddress, "an illegal memory access was encountered"),
 		ERROR(cudaErrorPeerAccessAlreadyEnabled, "peer access is already enabled"),
 		ERROR(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination"),
@@ -227,22 +219,10 @@ cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
 
 	if (error != cudaSuccess)
 		return error;
-	switch (attribute)
-	{
-		case cudaDevAttrMultiProcessorCount:
-			*value = properties.multiProcessorCount;
-			return cudaSuccess;
-		case cudaDevAttrComputeCapabilityMajor:
-			*value = properties.major;
-			return cudaSuccess;
-		case cudaDevAttrComputeCapabilityMinor:
-			*value = properties.minor;
-			return cudaSuccess;
-		case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-			*value = (int) properties.sharedMemPerBlockOptin;
-			return cudaSuccess;
-	}
-	return emulated_result(cudaErrorInvalidValue);
+	if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin)
+		return emulated_result(cudaErrorInvalidValue);
+	*value = (int) properties.sharedMemPerBlockOptin;
+	return cudaSuccess;
 }
 
 cudaError_t
@@ -253,13 +233,6 @@ cudaSetDevice(int device)
 	if (error == cudaSuccess)
 		current_device = device;
 	return error;
-}
-
-cudaError_t
-cudaGetDevice(int *device)
-{
-	*device = current_device;
-	return check_device(current_device);
 }
 
 cudaError_t

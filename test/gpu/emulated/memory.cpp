@@ -35,9 +35,8 @@ typedef struct region
 	size_t map_bytes; /* without the last page */
 } region;
 
-static std::map<uintptr_t, region> regions;  /* by start */
-static std::map<uintptr_t, size_t> pinned;   /* bytes, by start */
-static std::map<uintptr_t, size_t> borrowed; /* the same of registered memory */
+static std::map<uintptr_t, region> regions; /* by start */
+static std::map<uintptr_t, size_t> pinned;  /* bytes, by start */
 
 static uintptr_t
 address(const void *p)
@@ -82,22 +81,16 @@ touches_device(const void *p, size_t bytes)
 }
 
 static bool
-lies_in(const std::map<uintptr_t, size_t> &spans, const void *p, size_t bytes)
+is_pinned(const void *p, size_t bytes)
 {
-	auto after = spans.upper_bound(address(p));
+	auto after = pinned.upper_bound(address(p));
 	size_t offset;
 
-	if (after == spans.begin())
+	if (after == pinned.begin())
 		return false;
 	--after;
 	offset = address(p) - after->first;
 	return offset <= after->second && bytes <= after->second - offset;
-}
-
-static bool
-is_pinned(const void *p, size_t bytes)
-{
-	return lies_in(pinned, p, bytes) || lies_in(borrowed, p, bytes);
 }
 
 void
@@ -206,17 +199,9 @@ cudaFree(void *p)
 cudaError_t
 cudaMallocHost(void **p, size_t bytes)
 {
-	return cudaHostAlloc(p, bytes, cudaHostAllocDefault);
-}
-
-cudaError_t
-cudaHostAlloc(void **p, size_t bytes, unsigned flags)
-{
 	emulated_lock lock(emulated_everything);
 
 	*p = nullptr;
-	if (flags != cudaHostAllocDefault && flags != cudaHostAllocPortable)
-		return emulated_result(cudaErrorInvalidValue);
 	if (posix_memalign(p, PAGE, bytes ? bytes : 1) != 0)
 		return emulated_result(cudaErrorMemoryAllocation);
 	memset(*p, POISON, bytes);
@@ -225,13 +210,6 @@ cudaHostAlloc(void **p, size_t bytes, unsigned flags)
 }
 
 /* CUDA waits for what may still use the memory. */
-static void
-drain_all(void)
-{
-	for (int i = 0; i < emulated_devices(); i++)
-		emulated_drain_device(i);
-}
-
 cudaError_t
 cudaFreeHost(void *p)
 {
@@ -239,29 +217,10 @@ cudaFreeHost(void *p)
 
 	if (p && pinned.erase(address(p)) == 0)
 		return emulated_result(cudaErrorInvalidValue);
-	drain_all();
+	for (int i = 0; i < emulated_devices(); i++)
+		emulated_drain_device(i);
 	free(p);
 	return emulated_result(cudaSuccess);
-}
-
-cudaError_t
-cudaHostRegister(void *p, size_t bytes, unsigned flags)
-{
-	emulated_lock lock(emulated_everything);
-
-	if (flags > 1 || bytes == 0 || touches_device(p, bytes))
-		return emulated_result(cudaErrorInvalidValue);
-	borrowed[address(p)] = bytes;
-	return emulated_result(cudaSuccess);
-}
-
-cudaError_t
-cudaHostUnregister(void *p)
-{
-	emulated_lock lock(emulated_everything);
-
-	drain_all();
-	return emulated_result(borrowed.erase(address(p)) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t
@@ -292,17 +251,6 @@ side_is_right(const void *p, size_t bytes, bool on_device, const char *what)
 	return false;
 }
 
-/* cudaMemcpyDefault as what it amounts to. */
-static cudaMemcpyKind
-settle(cudaMemcpyKind kind, const void *dst, const void *src)
-{
-	if (kind != cudaMemcpyDefault)
-		return kind;
-	if (find_region(dst, 1))
-		return find_region(src, 1) ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice;
-	return find_region(src, 1) ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost;
-}
-
 static emulated_work
 copy_later(void *dst, const void *src, size_t bytes)
 {
@@ -325,7 +273,6 @@ cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, c
 	bool recorded = emulated_capturing(stream);
 	cudaError_t error;
 
-	kind = settle(kind, dst, src);
 	if (bytes == 0)
 		return emulated_result(cudaSuccess);
 	if (!side_is_right(dst, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice, "target") ||

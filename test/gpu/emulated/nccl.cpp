@@ -142,7 +142,7 @@ queue_sum(const std::vector<part> &parts)
 	for (size_t i = 0; i < parts.size() && error == cudaSuccess; i++)
 	{
 		(void) cudaSetDevice(parts[i].device);
-		(void) cudaEventCreate(&before[i]);
+		(void) cudaEventCreateWithFlags(&before[i], cudaEventDisableTiming);
 		error = cudaEventRecord(before[i], parts[i].stream);
 	}
 	for (size_t i = 0; i < parts.size() && error == cudaSuccess; i++)

@@ -195,17 +195,11 @@ cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value)
 /* ---- streams ---- */
 
 cudaError_t
-cudaStreamCreate(cudaStream_t *stream)
-{
-	return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
-}
-
-cudaError_t
 cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
 	emulated_lock lock(emulated_everything);
 
-	if (flags != cudaStreamDefault && flags != cudaStreamNonBlocking)
+	if (flags != cudaStreamNonBlocking)
 		return emulated_result(cudaErrorInvalidValue);
 	*stream = new_stream(emulated_device());
 	return emulated_result(cudaSuccess);
@@ -256,17 +250,11 @@ cudaDeviceSynchronize(void)
 /* ---- events ---- */
 
 cudaError_t
-cudaEventCreate(cudaEvent_t *event)
-{
-	return cudaEventCreateWithFlags(event, cudaEventDefault);
-}
-
-cudaError_t
 cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 {
 	emulated_lock lock(emulated_everything);
 
-	if (flags != cudaEventDefault && flags != cudaEventDisableTiming)
+	if (flags != cudaEventDisableTiming)
 		return emulated_result(cudaErrorInvalidValue);
 	events.push_back(new emulated_event{nullptr, 0});
 	*event = events.back();
