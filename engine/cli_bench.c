@@ -312,7 +312,9 @@ print_table(const bench *b, const qwen_model_options *options)
 		printf("| %-8s | %9d | %6d | %9d | %13.1f | %8.1f ± %4.1f | %10.1f | %3.0f | %-9s |\n", r->test, r->sequences,
 			   r->prompt, r->generated, r->prefill_rate, r->rate, r->deviation, r->ceiling,
 			   r->ceiling > 0 ? 100 * r->rate / r->ceiling : 0,
-			   qwen_work_moves(&r->work, &b->rates) ? "bandwidth" : "products");
+			   r->ceiling <= 0                        ? "-"
+			   : qwen_work_moves(&r->work, &b->rates) ? "bandwidth"
+													  : "products");
 	}
 }
 

@@ -107,8 +107,8 @@ typedef struct qwen_kv_layer
 /* The most that a step can ask of a device: what its scratch memory is sized by. 0 where the device has no such part. */
 typedef struct qwen_needs
 {
-	int32_t rows;       /* of a product of a layer */
-	int64_t k;          /* elements of such a row, at most */
+	int32_t rows;       /* tokens of a batch, and so of a product of a layer */
+	int64_t k;          /* elements of a row of such a product, at most */
 	int32_t logit_rows; /* rows whose logits are wanted */
 	int64_t head_k;     /* elements of such a row */
 	int64_t vocab;      /* rows of the head */
@@ -228,7 +228,7 @@ struct qwen_device
 	qwen_dtype act;   /* of activations */
 	size_t act_bytes; /* of one of them */
 	int n_threads;
-	void *scratch;    /* device memory as scratch_bytes says of needs, the engine's */
+	void *scratch; /* device memory as scratch_bytes says of needs, the engine's */
 	qwen_needs needs;
 	float *d_logits; /* [needs.logit_rows, needs.vocab] device memory, the engine's; of devices that are not host */
 	void *priv;      /* the implementation's own state */
