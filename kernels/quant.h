@@ -13,11 +13,12 @@
  * bits an element.  int4 has a minimum because groups of 64 are rarely
  * symmetric: at this size it is worth more than groups half as long.
  *
- * Activations are quantised anew in each product, row by row and group by
- * group: x = q s, q in -127 .. 127, s = max |x| / 127 as float.  The integer
- * sums of a group are exact, and every set adds the groups in order by
- * sum = fma(sum_of_group, d s, sum), for int4 after sum = fma(m, s sum(q), sum):
- * the same bits wherever there is a fused multiply-add.
+ * On processors activations are quantised anew in each product, row by row and
+ * group by group (a GPU leaves them as they are: cuda/linear.cu): x = q s, q in
+ * -127 .. 127, s = max |x| / 127 as float.  The integer sums of a group are
+ * exact, and every set adds the groups in order by sum = fma(sum_of_group, d s,
+ * sum), for int4 after sum = fma(m, s sum(q), sum): the same bits wherever there
+ * is a fused multiply-add.
  *
  * A cache of int8 has one scale for each token, kv head and side: max |x| / 127
  * as float.
