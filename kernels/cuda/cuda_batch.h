@@ -75,8 +75,8 @@ int32_t cuda_rows(const qwen_device *dev, int32_t n);
 #ifdef __CUDACC__
 __host__ __device__
 #endif
-static inline int32_t
-cuda_splits(int32_t context)
+	static inline int32_t
+	cuda_splits(int32_t context)
 {
 	int32_t n = (context + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
 
