@@ -20,6 +20,13 @@
 
 #include "cuda_scratch.h"
 
+/* A function for the host and for kernels. */
+#ifdef __CUDACC__
+#define CUDA_ANYWHERE __host__ __device__
+#else
+#define CUDA_ANYWHERE
+#endif
+
 /* Query rows of one item of prefill work. */
 #define CUDA_TILE_ROWS 64
 
@@ -72,11 +79,8 @@ bool cuda_step(qwen_device *dev, const qwen_batch *batch);
 int32_t cuda_rows(const qwen_device *dev, int32_t n);
 
 /* Splits of a sequence of so many tokens: equal parts of whole blocks, the last one may have fewer. Also for kernels. */
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-	static inline int32_t
-	cuda_splits(int32_t context)
+CUDA_ANYWHERE static inline int32_t
+cuda_splits(int32_t context)
 {
 	int32_t n = (context + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
 

@@ -250,14 +250,15 @@ columns(const float *x, size_t rows, size_t width, size_t from, size_t n)
 /*
  * Of attention: the rounding of weights and results, with values up to 2; of an int8 cache also of keys and values that
  * are widened to the activations' type.  A key that lay between two numbers of the cache's type may have become the
- * other one.
+ * other one, a gap away: that moves a score by 2 gap / sqrt(dim), and with it at most a quarter of the weight from one
+ * value to another.
  */
 static float
-tolerance_of(qwen_dtype kv_dtype)
+tolerance_of(qwen_dtype kv_dtype, int32_t dim)
 {
-	float cache = kv_dtype == QWEN_INT8 ? 1e-3f : unit_of(kv_dtype) / 4;
+	float gap = kv_dtype == QWEN_INT8 ? 2.0f / 127 : 2 * unit_of(kv_dtype);
 
-	return 2e-5f + cache + unit_of(act) * (kv_dtype == QWEN_INT8 ? 5 : 2);
+	return 2e-5f + 2 * gap / sqrtf((float) dim) + unit_of(act) * (kv_dtype == QWEN_INT8 ? 5 : 2);
 }
 
 static void
@@ -276,7 +277,7 @@ check_attention(const attention_case *c)
 			n * d.out_width, 1e-5f + 2 * unit_of(act));
 	compare("values", columns(want.qkv, n, d.width, before, values), columns(got.qkv, n, d.width, before, values),
 			n * values, 0);
-	compare(what, want.out, got.out, n * d.out_width, tolerance_of(c->kv_dtype));
+	compare(what, want.out, got.out, n * d.out_width, tolerance_of(c->kv_dtype, c->heads.dim));
 	end_check(what);
 }
 
