@@ -54,6 +54,9 @@ static const struct
 #define ARG_MODEL 0
 #define ARG_DEVICES 3
 
+/* Between two looks at whether the program has exited. */
+#define EXIT_POLL_MS 1
+
 /* The program's name and what it is told: its command, its format, threads, and each option with its value. */
 #define MAX_WORDS (5 + 2 * lengthof(options))
 
@@ -68,7 +71,8 @@ static char **build_command(FunctionCallInfo fcinfo);
 static char *option_value(FunctionCallInfo fcinfo, int i);
 static char *run(char **args, int *status);
 static void start(Program *program, char **args);
-static int bury(const Program *program);
+static int wait_for_exit(pid_t pid);
+static void close_output(const Program *program);
 static void abandon(int code, Datum arg);
 static char *read_output(int fd);
 static bool read_some(int fd, StringInfo out);
@@ -149,9 +153,10 @@ run(char **args, int *status)
 	PG_ENSURE_ERROR_CLEANUP(abandon, PointerGetDatum(&program));
 	{
 		output = read_output(program.fd);
+		*status = wait_for_exit(program.pid);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(abandon, PointerGetDatum(&program));
-	*status = bury(&program);
+	close_output(&program);
 	return output;
 }
 
@@ -193,17 +198,31 @@ start(Program *program, char **args)
 			errhint("Install the program qwen-engine together with the extension."));
 }
 
-/* What the program left behind; its wait status. */
+/*
+ * The wait status of a program that has closed its output, so that all but its exit is done.  That takes no time, but
+ * for a driver that hangs at exit: then we look again and can be interrupted.
+ */
 static int
-bury(const Program *program)
+wait_for_exit(pid_t pid)
 {
+	static uint32 event;
 	int status = 0;
 
+	while (waitpid(pid, &status, WNOHANG) == 0)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, EXIT_POLL_MS,
+						 qwen_wait_event("QwenPlan", &event));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return status;
+}
+
+static void
+close_output(const Program *program)
+{
 	close(program->fd);
 	ReleaseExternalFD();
-	while (waitpid(program->pid, &status, 0) < 0 && errno == EINTR)
-		;
-	return status;
 }
 
 /* A cleanup callback. */
@@ -213,7 +232,9 @@ abandon(int code, Datum arg)
 	const Program *program = (const Program *) DatumGetPointer(arg);
 
 	kill(program->pid, SIGKILL);
-	bury(program);
+	while (waitpid(program->pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	close_output(program);
 }
 
 static char *
